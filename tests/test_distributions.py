@@ -1,0 +1,287 @@
+"""Encoders, decoders, priors and networks against closed forms in float64."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import raised, within
+from scipy.integrate import quad
+from scipy.special import expit, log_expit, logsumexp
+from scipy.stats import norm
+from torch import nn
+
+import vae_helpers as lab
+
+EVENTS = [(), (5,), (2, 3), (1, 4, 4), (3, 5, 7)]
+
+
+class Fixed(nn.Module):
+    """A network that gives the same output, whatever the condition."""
+
+    def __init__(self, out):
+        super().__init__()
+        self.out = nn.Parameter(torch.as_tensor(out))
+
+    def forward(self, condition):
+        return self.out.expand(len(condition), *self.out.shape[1:])
+
+
+def softplus(raw):
+    return np.logaddexp(0, raw) + lab.MIN_SCALE
+
+
+def summed(log_density):
+    return log_density.reshape(len(log_density), -1).sum(1)
+
+
+def case(event, batch=4):
+    """A network's output, twice its size along the channels, and a condition, in float64."""
+    rng = np.random.default_rng(len(event))
+    return rng, rng.normal(size=(batch, *event)), torch.zeros(batch, 2, dtype=torch.float64)
+
+
+def log_prob_of(distribution, x, condition):
+    return distribution.double().log_prob(torch.from_numpy(x), condition).detach().numpy()
+
+
+# -------------------------------------------------------------------------- closed forms
+
+
+@pytest.mark.parametrize("dim", [1, 2, 17])
+def test_encoder_log_prob_is_that_of_a_diagonal_normal(dim):
+    rng, z, x = case((dim,))
+    w = rng.normal(size=(4, 2 * dim))
+    loc, scale = w[:, :dim], softplus(w[:, dim:])
+    expected = norm(loc, scale).logpdf(z).sum(1)
+    assert np.allclose(log_prob_of(lab.EncoderGaussian(Fixed(w)), z, x), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("event", EVENTS)
+@pytest.mark.parametrize("scale", [None, 0.3, 1e-6])
+def test_decoder_gaussian_log_prob_has_one_sigma(event, scale):
+    rng, x, z = case(event)
+    loc = rng.normal(size=x.shape)
+    decoder = lab.DecoderGaussian(Fixed(loc), scale).double()
+    sigma = softplus(float(decoder.raw_scale)) if scale is None else np.float32(scale)
+    expected = summed(norm(loc, sigma).logpdf(x))
+    assert np.allclose(log_prob_of(decoder, x, z), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("event", EVENTS[1:])
+def test_decoder_gaussian_takes_its_scale_from_the_second_half_of_the_channels(event):
+    rng, x, z = case(event)
+    loc, raw = rng.normal(size=(2, *x.shape))
+    decoder = lab.DecoderGaussian(Fixed(np.concatenate([loc, raw], axis=1)), "net")
+    expected = summed(norm(loc, softplus(raw)).logpdf(x))
+    assert np.allclose(log_prob_of(decoder, x, z), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_decoder_bernoulli_log_prob_is_that_of_coin_flips(event):
+    rng, logits, z = case(event)
+    x = (rng.random(logits.shape) < 0.5).astype(float)
+    expected = summed(x * log_expit(logits) + (1 - x) * log_expit(-logits))
+    assert np.allclose(log_prob_of(lab.DecoderBernoulli(Fixed(logits)), x, z), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_decoder_continuous_bernoulli_log_prob_has_its_normaliser(event):
+    rng, logits, z = case(event)
+    x, p = rng.random(logits.shape), expit(logits)
+    normaliser = np.log(2 * np.arctanh(1 - 2 * p) / (1 - 2 * p))
+    expected = summed(x * np.log(p) + (1 - x) * np.log1p(-p) + normaliser)
+    decoder = lab.DecoderContinuousBernoulli(Fixed(logits))
+    assert np.allclose(log_prob_of(decoder, x, z), expected, rtol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "out", "support"),
+    [
+        (lab.DecoderGaussian, 0.2, (-1, 1.4)),
+        (lambda net: lab.DecoderGaussian(net, 0.3), 0.2, (-3, 3)),
+        (lab.DecoderContinuousBernoulli, 0.0, (0, 1)),
+        (lab.DecoderContinuousBernoulli, 4.0, (0, 1)),
+    ],
+)
+def test_a_decoder_density_integrates_to_one(decoder, out, support):
+    decoder = decoder(Fixed(torch.tensor([out], dtype=torch.float64))).double()
+    z = torch.zeros(1, 1, dtype=torch.float64)
+
+    def density(x):
+        with torch.no_grad():
+            return decoder.log_prob(torch.tensor([x], dtype=torch.float64), z).exp().item()
+
+    assert quad(density, *support)[0] == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("dim", [1, 3, 50])
+def test_prior_gaussian_log_prob_is_that_of_the_standard_normal(dim):
+    z = np.random.default_rng(0).normal(size=(7, dim))
+    got = lab.PriorGaussian(dim).double().log_prob(torch.from_numpy(z))
+    assert np.allclose(got, norm.logpdf(z).sum(1), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("dim", "components"), [(1, 1), (2, 3), (20, 100)])
+def test_prior_mixture_log_prob_is_that_of_a_weighted_sum_of_normals(dim, components):
+    prior = lab.PriorMixture(dim, components).double()
+    for parameter in prior.parameters():
+        nn.init.normal_(parameter)
+    z = np.random.default_rng(0).normal(size=(7, dim))
+    logits, loc, raw = (p.detach().numpy() for p in (prior.logits, prior.loc, prior.raw_scale))
+    parts = norm(loc, softplus(raw)).logpdf(z[:, None]).sum(2)
+    expected = logsumexp(parts + logits - logsumexp(logits), axis=1)
+    assert np.allclose(prior.log_prob(torch.from_numpy(z)).detach(), expected, rtol=1e-12)
+
+
+def test_float32_log_densities_agree_with_float64():
+    rng, x, z = case((3, 5, 7))
+    decoder = lab.DecoderGaussian(Fixed(rng.normal(size=x.shape))).double()
+    exact = log_prob_of(decoder, x, z)
+    single = decoder.float().log_prob(torch.from_numpy(x).float(), z.float())
+    assert np.allclose(single.detach(), exact, rtol=1e-5)
+
+
+# ------------------------------------------------------------------- gradients and scales
+
+
+def test_rsample_carries_the_exact_gradient_of_an_expectation():
+    # E z² = μ² + σ², and so its gradient is (2μ, 2σ σ′(raw)).
+    mu, sigma = 0.7, 0.4
+    net = Fixed(torch.tensor([[mu, raised(sigma)]], dtype=torch.float64))
+    encoder = lab.EncoderGaussian(net).double()
+    gradients = []
+    for _ in range(100):
+        z = encoder(torch.zeros(1000, 1, dtype=torch.float64)).rsample()
+        gradients.append(torch.autograd.grad(z.square().mean(), net.out)[0][0].numpy())
+    assert within(gradients, [2 * mu, 2 * sigma * expit(raised(sigma))])
+
+
+def test_every_latent_point_is_drawn_from_its_own_normal():
+    w = torch.tensor([[1.0, -2.0, raised(0.5), raised(2.0)]]).expand(100_000, 4)
+    with torch.no_grad():
+        z = lab.EncoderGaussian(nn.Identity())(w).rsample().numpy()
+    assert within(z, [1, -2])
+    assert within((z - [1, -2]) ** 2, [0.25, 4])
+
+
+@pytest.mark.parametrize("raw", [-1e30, -200.0, 0.0, 1e30])
+def test_no_scale_falls_below_the_floor(raw):
+    out = torch.tensor([[0.0, raw]], requires_grad=True)
+    for part in (lab.EncoderGaussian(nn.Identity()), lab.DecoderGaussian(nn.Identity(), "net")):
+        p = part(out)
+        assert p.stddev.item() >= np.float32(lab.MIN_SCALE)
+        (gradient,) = torch.autograd.grad(p.log_prob(torch.ones(1, 1)).sum(), out)
+        assert gradient.isfinite().all()
+
+
+def test_the_learned_scale_starts_near_a_tenth():
+    assert lab.DecoderGaussian(nn.Identity()).scale.item() == pytest.approx(0.1, rel=0.05)
+
+
+@pytest.mark.parametrize("out_dtype", [torch.float32, torch.float64])
+def test_the_network_alone_computes_in_reduced_precision(out_dtype):
+    seen = []
+    net = nn.Linear(3, 4).to(out_dtype)
+    net.register_forward_hook(lambda *args: seen.append(args[-1].dtype))
+    encoder = lab.EncoderGaussian(net)
+    encoder.precision = torch.bfloat16
+    q = encoder(torch.ones(2, 3, dtype=out_dtype))
+    assert seen == [torch.bfloat16 if out_dtype == torch.float32 else torch.float64]
+    assert q.log_prob(q.rsample()).dtype == out_dtype
+
+
+def test_a_rule_is_all_that_another_likelihood_takes():
+    class DecoderLaplace(lab.Conditional):
+        def distribution(self, out):
+            return torch.distributions.Independent(torch.distributions.Laplace(out, 0.5), 1)
+
+    x = torch.tensor([[1.0, -1.0]])
+    expected = sum(math.log(1 / (2 * 0.5)) - abs(v) / 0.5 for v in x[0].tolist())
+    assert DecoderLaplace(nn.Identity()).log_prob(x, torch.zeros(1, 2)).item() == expected
+
+
+# ---------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4,), (4, 2, 3)])
+def test_an_odd_encoder_output_is_refused_with_its_shape(shape):
+    with pytest.raises(ValueError, match="2D") as error:
+        lab.EncoderGaussian(nn.Identity())(torch.zeros(shape))
+    assert str(shape) in str(error.value)
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 2, 2), (4,)])
+def test_an_odd_number_of_channels_is_refused_with_its_shape(shape):
+    with pytest.raises(ValueError, match="channels") as error:
+        lab.DecoderGaussian(nn.Identity(), "net")(torch.zeros(shape))
+    assert str(shape) in str(error.value)
+
+
+@pytest.mark.parametrize("scale", [0, 0.0, -1.0, math.nan, math.inf, "Net", ""])
+def test_a_scale_that_is_not_positive_is_refused(scale):
+    with pytest.raises(ValueError, match="scale must be"):
+        lab.DecoderGaussian(nn.Identity(), scale)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "x", "remedy"),
+    [
+        (lab.DecoderBernoulli, 0.5, "binarize"),
+        (lab.DecoderBernoulli, 2.0, "binarize"),
+        (lab.DecoderContinuousBernoulli, 1.5, "scale"),
+        (lab.DecoderContinuousBernoulli, -0.5, "scale"),
+    ],
+)
+def test_data_outside_the_support_are_refused_with_the_remedy(decoder, x, remedy):
+    data = torch.zeros(4, 3)
+    data[2, 1] = x
+    with pytest.raises(ValueError, match=remedy):
+        decoder(nn.Identity()).log_prob(data, torch.zeros(4, 3))
+
+
+@pytest.mark.parametrize(
+    ("x", "out"), [((4, 3), (4, 5)), ((4, 3), (4, 3, 1)), ((4, 1, 4, 4), (4, 16)), ((4, 3), (2, 3))]
+)
+def test_an_event_that_is_not_the_data_s_is_refused_with_both_shapes(x, out):
+    with pytest.raises(ValueError, match="shape") as error:
+        lab.DecoderGaussian(nn.Identity()).log_prob(torch.zeros(x), torch.zeros(out))
+    assert all(str(part) in str(error.value) for part in (x, out[:1], out[1:]))
+
+
+@pytest.mark.parametrize("number", [0, -1, 2.0, True, "3"])
+def test_a_prior_has_at_least_one_dimension_and_component(number):
+    for make in (lab.PriorGaussian, lambda n: lab.PriorMixture(n, 2)):
+        with pytest.raises(ValueError, match="dim must be"):
+            make(number)
+    with pytest.raises(ValueError, match="components must be"):
+        lab.PriorMixture(2, number)
+
+
+# ----------------------------------------------------------------------------- networks
+
+
+@pytest.mark.parametrize("inputs", [3, (3,), (), (1, 4, 4), (3, 5, 7)])
+@pytest.mark.parametrize("outputs", [2, (2,), (), (2, 3)])
+@pytest.mark.parametrize("hidden", [[], [8], [8, 4]])
+def test_mlp_maps_shape_to_shape(inputs, outputs, hidden):
+    def dims(size):
+        return (size,) if isinstance(size, int) else size
+
+    net = lab.mlp(inputs, hidden, outputs)
+    assert net(torch.zeros(5, *dims(inputs))).shape == (5, *dims(outputs))
+    assert [layer.out_features for layer in net if isinstance(layer, nn.Linear)][:-1] == hidden
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (3, 8, 12), (1, 28, 28)])
+def test_the_convolutional_pair_is_each_other_s_mirror(shape):
+    code = lab.conv_encoder(shape, 6)(torch.zeros(2, *shape))
+    assert code.shape == (2, 6)
+    assert lab.conv_decoder(6, shape)(code).shape == (2, *shape)
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 4), (1, 4, 6), (4, 4)])
+def test_the_convolutional_pair_refuses_images_that_it_cannot_halve_twice(shape):
+    for make in (lambda: lab.conv_encoder(shape, 6), lambda: lab.conv_decoder(6, shape)):
+        with pytest.raises(ValueError, match="multiples of 4"):
+            make()

@@ -1,0 +1,298 @@
+"""Export an executed notebook as one self-contained HTML page.
+
+    python tools/export.py vae_lab.ipynb build/vae_lab.html
+
+The page needs no network, and no JavaScript to be complete: formulas become MathML here, figures
+and styles are embedded. Whatever would spoil it (an error, a figure without a description, a
+formula that cannot be typeset) stops the export with a message naming the cell.
+"""
+
+import argparse
+import re
+import struct
+import sys
+from base64 import b64decode, b64encode
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from hashlib import sha256
+from html import escape, unescape
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+import nbformat
+from math_core import LatexError, LatexToMathML
+from mistune import BlockState
+from nbconvert.exporters import TemplateExporter
+from nbconvert.filters import Highlight2HTML, strip_ansi
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from nbformat import NotebookNode
+
+RICHEST_FIRST = (
+    "text/html",
+    "text/markdown",
+    "text/latex",
+    "image/svg+xml",
+    "image/png",
+    "image/jpeg",
+    "text/plain",
+)
+LONG_CELL = 30  # lines; a longer code cell starts folded
+REMOTE = re.compile(r"(?i)(https?:)?//")
+highlight = Highlight2HTML(pygments_lexer="ipython3", extra_formatter_options={"nowrap": True})
+mathml = LatexToMathML(fancy_error=False)
+
+
+class ReportError(Exception):
+    """The notebook is not fit to be exported; the message says where and why."""
+
+
+# Formulas ----------------------------------------------------------------------------------------
+
+
+def typeset(tex: str, display: str) -> str:
+    """Turn TeX into MathML; `display` is "inline" or "block"."""
+    try:
+        return mathml.convert_with_local_state(tex, displaystyle=display == "block")
+    except LatexError as error:
+        raise ReportError(f"cannot typeset ${tex}$: {error}") from error
+
+
+# Text --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Heading:
+    """A heading for the table of contents; `html` is its inner HTML, formulas included."""
+
+    level: int
+    anchor: str
+    html: str
+
+    @property
+    def text(self) -> str:
+        return _plain(self.html)
+
+
+def _plain(html: str) -> str:
+    return unescape(re.sub(r"<[^>]+>", "", html)).strip()
+
+
+class Prose(IPythonRenderer):
+    """nbconvert's Markdown renderer, with formulas typeset and headings and links collected."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(escape=False, embed_images=True, path=str(folder))
+        self.headings: list[Heading] = []
+        self.links: list[str] = []
+
+    def render_tokens(self, tokens: Iterable[dict[str, Any]], state: BlockState) -> str:
+        tokens = list(tokens)
+        for formula, text in pairwise(tokens):
+            if formula["type"] == "inline_math" and text["type"] == "text":
+                rest = text["raw"].lstrip("-.,;:!?)")
+                formula["attrs"] = {"stop": text["raw"].removesuffix(rest)}
+                text["raw"] = rest
+        return super().render_tokens(tokens, state)
+
+    def inline_math(self, body: str, stop: str = "") -> str:
+        # Browsers would let the full stop after a formula begin the next line.
+        math = typeset(body, "inline")
+        return f'<span class="formula">{math}{stop}</span>' if stop else math
+
+    def block_math(self, body: str) -> str:
+        # A formula wider than the column scrolls alone, and by keyboard too.
+        return f'<span class="display scroll" tabindex="0">{typeset(body, "block")}</span>'
+
+    def latex_environment(self, name: str, body: str) -> str:
+        return self.block_math(rf"\begin{{{name}}}{body}\end{{{name}}}")
+
+    def text(self, text: str) -> str:
+        if "$" in text:
+            raise ReportError(f"a formula is left open in {text!r}")
+        return super().text(text)
+
+    def paragraph(self, text: str) -> str:
+        if text.lstrip().startswith("|"):
+            raise ReportError(f"a table with uneven rows; in formulas write \\mid for |: {text!r}")
+        return super().paragraph(text)
+
+    def heading(self, text: str, level: int, **attrs: object) -> str:
+        heading = Heading(level, "", text)
+        # JupyterLab's rule, so that one link works in both places.
+        heading.anchor = anchor = heading.text.replace(" ", "-")
+        if anchor in (h.anchor for h in self.headings):
+            raise ReportError(f"a second heading named {heading.text!r}: links cannot tell them")
+        self.headings.append(heading)
+        link = f'<a href="#{quote(anchor)}">{text}</a>'
+        return f'<h{level} id="{escape(anchor)}">{link}</h{level}>\n'
+
+    def link(self, text: str, url: str, title: str | None = None) -> str:
+        if url.startswith("#"):
+            self.links.append(unquote(url[1:]))
+        return super().link(text, url, title)
+
+    def table_cell(self, text: str, align: str | None = None, head: bool = False) -> str:
+        style = f' style="text-align: {align}"' if align else ""
+        if head and text and not re.sub(r"<math.*?</math>|<[^>]+>|\s", "", text):
+            # Screen readers announce columns by their header's text; a bare formula has none.
+            text = text.replace("<math ", '<math aria-hidden="true" ')
+            text += f'<span class="unseen">{escape(_plain(text), quote=False)}</span>'
+        tag = "th" if head else "td"
+        return f"<{tag}{style}>{text}</{tag}>\n"
+
+    def table(self, text: str) -> str:
+        return f'<div class="scroll" tabindex="0"><table>\n{text}</table></div>\n'
+
+    def block_code(self, code: str, info: str | None = None) -> str:
+        html = highlight(code, language=info.split()[0]) if info else escape(code)
+        return f'<pre class="code scroll" tabindex="0"><code>{html}</code></pre>\n'
+
+
+class Audit(HTMLParser):
+    """Refuses HTML with images that are not described, or parts that live elsewhere."""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        if tag == "img" and not given.get("alt", "").strip():
+            raise ReportError("an <img> has no alt text")
+        source = given.get("src") or (given.get("href", "") if tag == "link" else "")
+        if REMOTE.match(source) or (tag == "img" and not source.startswith("data:")):
+            raise ReportError(f"<{tag}> would load {source!r}: embed it")
+
+
+# Cells -------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Output:
+    """One output as it is shown: `kind` is image, html, prose, text or warning."""
+
+    kind: str
+    html: str
+    alt: str = ""
+    size: tuple[int, int] | None = None
+
+
+@dataclass
+class Cell:
+    """One cell, ready for the template."""
+
+    id: str
+    kind: str
+    html: str = ""
+    lines: int = 0
+    outputs: list[Output] = field(default_factory=list)
+
+    @property
+    def folded(self) -> bool:
+        return self.lines > LONG_CELL
+
+
+class Report(TemplateExporter):
+    """Lays a notebook out with the template in `tools/report`; `folder` is where its images lie.
+
+    Not a subclass of `HTMLExporter`: that one sends the whole page through an HTML parser at the
+    end, while interactive outputs must arrive exactly as the notebook holds them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            template_name="report",
+            file_extension=".html",
+            extra_template_basedirs=[str(Path(__file__).resolve().parent)],
+        )
+        self.folder = folder
+
+    def page(self, source: bytes) -> str:
+        """Return the page of the notebook that the file's bytes hold, or raise `ReportError`."""
+        notebook = nbformat.reads(source, as_version=4)
+        self.prose = Prose(self.folder)
+        cells = []
+        for number, cell in enumerate(notebook.cells, 1):
+            try:
+                cells.append(self._cell(cell))
+            except ReportError as error:
+                first_line = cell.source.strip().partition("\n")[0]
+                raise ReportError(f"cell {number} ({first_line!r}): {error}") from error
+        headings = self.prose.headings
+        if [h.level for h in headings].count(1) != 1 or headings[0].level != 1:
+            raise ReportError("the notebook needs one first-level heading, its title, on top")
+        for above, below in pairwise(headings):
+            if below.level > above.level + 1:
+                raise ReportError(f"heading {below.text!r} skips a level after {above.text!r}")
+        anchors = {h.anchor for h in headings} | {f"cell-id={c.id}" for c in cells}
+        if dangling := sorted(set(self.prose.links) - anchors):
+            raise ReportError(f"links to headings that do not exist: {', '.join(dangling)}")
+        resources = {"cells": cells, "title": headings[0].text, "headings": headings[1:]}
+        resources["source"] = sha256(source).hexdigest()  # tells a stale page from a fresh one
+        return self.from_notebook_node(notebook, resources)[0].rstrip() + "\n"
+
+    def _cell(self, cell: NotebookNode) -> Cell:
+        if cell.cell_type == "markdown":
+            self.prose.attachments = cell.get("attachments", {})
+            return Cell(cell.id, "prose", self._markdown(cell.source))
+        if cell.cell_type != "code" or not cell.source.strip():
+            return Cell(cell.id, "none")
+        outputs = [self._output(output) for output in cell.outputs]
+        source = highlight(cell.source.rstrip()).rstrip()
+        return Cell(cell.id, "code", source, cell.source.rstrip().count("\n") + 1, outputs)
+
+    def _markdown(self, source: str) -> str:
+        html = MarkdownWithMath(self.prose).render(source)
+        Audit().feed(html)
+        return html
+
+    def _output(self, output: NotebookNode) -> Output:
+        if output.output_type == "error":
+            raise ReportError(f"the cell failed with {output.ename}: {output.evalue}")
+        if output.output_type == "stream":
+            # A warning, such as that of the stand-in for MNIST, must not be overlooked.
+            kind = "warning" if output.name == "stderr" else "text"
+            return Output(kind, escape(strip_ansi(output.text.strip("\n")), quote=False))
+        mime = next((m for m in RICHEST_FIRST if m in output.data), None)
+        if mime is None or any("widget" in m for m in output.data):
+            raise ReportError(f"cannot show an output of type {', '.join(output.data)}")
+        data = output.data[mime]
+        if mime == "text/html":
+            Audit().feed(data)
+            return Output("html", data)
+        if mime in ("text/markdown", "text/latex"):
+            return Output("prose", self._markdown(data))
+        if mime == "text/plain":
+            return Output("text", escape(strip_ansi(data), quote=False))
+        alt = output.metadata.get(mime, {}).get("alt", "").strip()
+        if not alt:
+            raise ReportError(f'a figure has no alt text: set metadata["{mime}"]["alt"]')
+        return _image(mime, data, alt)
+
+
+def _image(mime: str, data: str, alt: str) -> Output:
+    """An embedded image; a PNG's size is told so that the page does not jump while it loads."""
+    if mime == "image/svg+xml":
+        data = b64encode(data.encode()).decode()
+    size = struct.unpack(">II", b64decode(data)[16:24]) if mime == "image/png" else None
+    return Output("image", f"data:{mime};base64,{''.join(data.split())}", alt, size)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("notebook", type=Path)
+    parser.add_argument("output", type=Path)
+    options = parser.parse_args(arguments)
+    try:
+        page = Report(options.notebook.resolve().parent).page(options.notebook.read_bytes())
+    except ReportError as error:
+        print(f"{options.notebook}: {error}", file=sys.stderr)
+        return 1
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(page, encoding="utf-8", newline="\n")
+    print(f"{options.output}: {len(page.encode()) / 1e6:.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
