@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import math
 import os
@@ -38,6 +39,13 @@ DECODERS: dict[str, tuple[Callable[..., lab.Conditional], lab.Transform]] = {
     "continuous-bernoulli": (lab.DecoderContinuousBernoulli, lab.scale),
 }
 NOT_SETTINGS = ("out", "settings", "save_settings")  # where, not what
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """The description as it stands above, and the default of every option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
@@ -64,7 +72,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="train.py",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -72,34 +80,31 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--settings", type=Path, help="JSON file of settings; the command line wins")
     add("--save-settings", type=Path, help="write this run's settings to a JSON file, and train")
 
-    # A default is shown by what it says, so every option with one shows it.
-    def option(name: str, default: Any, help: str, **kind: Any) -> None:
-        shown = " ".join(map(str, default)) if isinstance(default, list) else default
-        text = help if default is None else f"{help} (default: {shown})"
-        add(name, default=default, help=text, **kind)
-
     names = ["mnist", "fashion-mnist", "digits", "auto"]
-    option("--dataset", "mnist", "images to learn", choices=names)
-    option("--root", None, "folder of the data (default: VAE_LAB_DATA, else data)")
-    option("--decoder", "gaussian", "p(x|z), and with it the transform", choices=sorted(DECODERS))
-    option("--prior", "gaussian", "p(z)", choices=["gaussian", "mixture"])
-    option("--components", 100, "components of the mixture prior", type=many)
-    option("--network", "mlp", "kind of both networks", choices=["mlp", "conv"])
-    option("--hidden", [512, 512], "widths of the hidden layers of mlp", type=many, nargs="+")
-    option("--width", 16, "channels of the first layer of conv", type=many)
-    option("--latents", 40, "dimensions of z", type=many)
-    option("--beta", 1.0, "weight of the KL term in the objective", type=float)
-    option("--kl", "analytic", "KL exact where known, or sampled", choices=["analytic", "sampled"])
-    option("--epochs", 30, "passes through the training images", type=many)
-    option("--batch-size", 128, "images per step, of all processes together", type=many)
-    option("--lr", 3e-3, "peak learning rate", type=float)
-    option("--schedule", "one-cycle", "its course", choices=["one-cycle", "constant"])
-    option("--precision", "auto", "of networks", choices=["auto", "float32", "bfloat16"])
-    option("--device", None, "default: the fastest there is", choices=["cpu", "cuda", "mps"])
-    option("--seed", 0, "of weights, order and noise", type=some)
-    option("--cloud", None, "points per split that the history keeps (default: all)", type=many)
-    option("--samples", 0, "if not 0, estimate -log p(x) of the test images with so many samples "
-           "of z each", type=some)  # fmt: skip
+    add("--dataset", default="mnist", choices=names, help="images to learn")
+    add("--root", help="folder of the data, if not that of VAE_LAB_DATA")
+    add("--decoder", default="gaussian", choices=list(DECODERS), help="p(x|z), and the transform")
+    add("--prior", default="gaussian", choices=["gaussian", "mixture"], help="p(z)")
+    add("--components", default=100, type=many, help="components of the mixture")
+    add("--network", default="mlp", choices=["mlp", "conv"], help="kind of both networks")
+    add("--hidden", default=[512, 512], type=many, nargs="+", help="widths of the mlp's layers")
+    add("--latents", default=40, type=many, help="dimensions of z")
+    add("--beta", default=1.0, type=float, help="weight of the KL term in the objective")
+    add(
+        "--kl",
+        default="analytic",
+        choices=["analytic", "sampled"],
+        help="KL exact where known, or of a sample",
+    )
+    add("--epochs", default=30, type=many, help="passes through the training images")
+    add("--batch-size", default=128, type=many, help="images per step, of all processes together")
+    add("--lr", default=3e-3, type=float, help="peak learning rate")
+    add("--schedule", default="one-cycle", choices=["one-cycle", "constant"], help="its course")
+    add("--precision", default="auto", choices=["auto", "float32", "bfloat16"], help="of networks")
+    add("--device", choices=["cpu", "cuda", "mps"], help="if not the fastest there is")
+    add("--seed", default=0, type=some, help="of weights, order and noise")
+    add("--cloud", type=many, help="points per split that the history keeps, if not all")
+    add("--samples", default=0, type=some, help="samples of z per test image to estimate log p(x)")
     arguments = list(sys.argv[1:] if argv is None else argv)
     first = Parser(prog="train.py", add_help=False, allow_abbrev=False)
     first.add_argument("--settings", type=Path)
@@ -130,8 +135,8 @@ def build(args: argparse.Namespace, shape: tuple[int, ...]) -> lab.VAE:
     """The model for images of this shape."""
     torch.manual_seed(args.seed)
     if args.network == "conv":
-        encoder_net = lab.conv_encoder(shape, 2 * args.latents, args.width)
-        decoder_net = lab.conv_decoder(args.latents, shape, args.width)
+        encoder_net = lab.conv_encoder(shape, 2 * args.latents)
+        decoder_net = lab.conv_decoder(args.latents, shape)
     else:
         encoder_net = lab.mlp(shape, args.hidden, 2 * args.latents)
         decoder_net = lab.mlp(args.latents, args.hidden[::-1], shape)
@@ -147,45 +152,26 @@ def build(args: argparse.Namespace, shape: tuple[int, ...]) -> lab.VAE:
 
 
 @contextlib.contextmanager
-def processes(device: str | None) -> Iterator[int]:
-    """This process's rank among those that torchrun started, 0 where there is but one."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: this machine has none, or PyTorch cannot use it")
-    if device == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("--device mps: this machine has none, or PyTorch cannot use it")
-    if not dist.is_torchelastic_launched():
-        yield 0
+def processes(device: str | None) -> Iterator[tuple[int, str | None]]:
+    """Rank and device of this process among those of torchrun; rank 0 where it is alone."""
+    several, cuda = dist.is_torchelastic_launched(), torch.cuda.is_available()
+    usable = {"cuda": cuda, "mps": torch.backends.mps.is_available() and not several}
+    if device and not usable.get(device, True):
+        raise ValueError(f"--device {device} is not there, or not for several processes")
+    if not several:
+        yield 0, device
         return
-    cuda = torch.cuda.is_available() and device in (None, "cuda")
-    if cuda:
-        local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-        if local >= there:
-            raise ValueError(f"more processes than the {there} CUDA devices of this machine")
-        torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if cuda else "gloo")
+    device = device or ("cuda" if cuda else "cpu")
+    if device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    dist.init_process_group("gloo" if device == "cpu" else "nccl")
     try:
         # What goes to stdout is said once.
-        with open(os.devnull, "w", encoding="utf-8") as nowhere:
-            with contextlib.redirect_stdout(nowhere if dist.get_rank() else sys.stdout):
-                yield dist.get_rank()
+        with contextlib.redirect_stdout(io.StringIO() if dist.get_rank() else sys.stdout):
+            yield dist.get_rank(), device
     finally:
         dist.destroy_process_group()
-
-
-def load(name: str, root: str | None) -> lab.Images:
-    """The images; of several processes on a machine, the first one downloads."""
-    waits = dist.is_initialized() and int(os.environ["LOCAL_RANK"]) > 0
-    if waits:
-        dist.barrier()
-    images = lab.load_images(name, root)
-    if dist.is_initialized() and not waits:
-        dist.barrier()
-    return images
-
-
-def average(values: torch.Tensor) -> dict[str, float]:
-    """Mean and standard error, in nats per image."""
-    return {"mean": values.mean().item(), "se": (values.std() / math.sqrt(len(values))).item()}
 
 
 def results(
@@ -216,14 +202,16 @@ def results(
     if args.samples:
         torch.manual_seed(args.seed)
         x = DECODERS[args.decoder][1](images.test.images.to(device))
-        told["test_negative_log_p"] = average(-model.log_marginal(x, args.samples))
+        log_p = model.log_marginal(x, args.samples)
+        error = log_p.std().item() / math.sqrt(len(log_p))
+        told["test_negative_log_p"] = {"mean": -log_p.mean().item(), "se": error}
     return told
 
 
 def train(args: argparse.Namespace) -> int:
     """Do what the arguments say, and return the exit code."""
-    with processes(args.device) as rank:
-        images = load(args.dataset, args.root)
+    with processes(args.device) as (rank, device):
+        images = lab.load_images(args.dataset, args.root)
         model = build(args, tuple(images.train.images.shape[1:]))
         if rank == 0:
             args.out.mkdir(parents=True, exist_ok=True)
@@ -240,12 +228,11 @@ def train(args: argparse.Namespace) -> int:
                 flush=True,
             )
 
-        several = dist.is_initialized() and not torch.cuda.is_available()
         history = lab.fit(
             model, images.train, images.test,
             epochs=args.epochs, batch_size=args.batch_size, lr=args.lr, schedule=args.schedule,
             transform=DECODERS[args.decoder][1], precision=args.precision, seed=args.seed,
-            device="cpu" if several else args.device, cloud=args.cloud,
+            device=device, cloud=args.cloud,
             checkpoint=args.out / "checkpoint.pt",
             progress=True if sys.stdout.isatty() else line,
         )  # fmt: skip

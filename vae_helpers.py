@@ -30,9 +30,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import io
+import itertools
 import math
 import os
-import pickle
 import socket
 import tempfile
 import time
@@ -84,9 +85,9 @@ _SHA256 = {
     ),
     "Fashion-MNIST": (
         "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
         "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
     ),
 }
 _DOWNLOAD_TIMEOUT = 20  # seconds of silence from a server before the next mirror is tried
@@ -173,6 +174,7 @@ def _load_digits() -> Images:
 
 def _load_torchvision(name: str, root: Path, download: bool) -> Images:
     from torchvision import datasets
+    from torchvision.datasets import mnist
 
     kind = datasets.MNIST if name == "mnist" else datasets.FashionMNIST
     title = "MNIST" if name == "mnist" else "Fashion-MNIST"
@@ -186,8 +188,14 @@ def _load_torchvision(name: str, root: Path, download: bool) -> Images:
                 "make VAE_LAB_DATA the folder in which the files really are"
             )
         _verify(raw / file, title)
-    splits = [kind(str(root), train=train, download=False) for train in (True, False)]
-    return Images(title, *(ImageSet(s.data.unsqueeze(1), s.targets) for s in splits))
+    # Not through the class: it would prefer unverified .pt files, a relic of its first versions.
+    train, train_labels, test, test_labels = (
+        (mnist.read_image_file if "images" in file else mnist.read_label_file)(str(raw / file))
+        for file in _FILES
+    )
+    return Images(
+        title, ImageSet(train.unsqueeze(1), train_labels), ImageSet(test.unsqueeze(1), test_labels)
+    )
 
 
 def _verify(path: Path, title: str) -> None:
@@ -262,7 +270,8 @@ def binarize(raw: Tensor) -> Tensor:
 
     "Dynamic binarisation" (Salakhutdinov & Murray 2008): grey values are probabilities of ink.
     """
-    return (torch.rand(raw.shape, device=raw.device) < _raw(raw) / 255).float()
+    threshold = torch.randint(255, raw.shape, dtype=torch.uint8, device=raw.device)
+    return (threshold < _raw(raw)).float()  # raw of the 255 thresholds lie below raw: exact
 
 
 # --------------------------------------------------------------------------------- networks
@@ -294,7 +303,7 @@ def mlp(
     start, end = _shape(inputs), _shape(outputs)
     widths = [math.prod(start), *hidden, math.prod(end)]
     layers: list[nn.Module] = [] if len(start) == 1 else [Reshape([widths[0]])]
-    for a, b in zip(widths, widths[1:], strict=False):
+    for a, b in itertools.pairwise(widths):
         layers += [nn.Linear(a, b), nn.SiLU()]
     layers.pop()
     return nn.Sequential(*layers, *([] if len(end) == 1 else [Reshape(end)]))
@@ -402,6 +411,8 @@ class DecoderGaussian(Conditional):
     takes it from the network, whose output then has twice the channels: μ, then σ.
     """
 
+    fixed_scale: Tensor
+
     def __init__(self, net: nn.Module, scale: float | Literal["net"] | None = None) -> None:
         super().__init__(net)
         if not (scale is None or scale == "net"):
@@ -469,17 +480,27 @@ def _log_prob(p: Distribution, value: Tensor) -> Tensor:
             f"the data have shape {_dims(value)}, but the distribution describes batch "
             f"{tuple(p.batch_shape)} of events {tuple(p.event_shape)}"
         )
-    support = p.support
+    support: Any = p.support
     while isinstance(support, constraints.independent):
         support = support.base_constraint
-    # On the real line there is nothing to check, and on the meta device nothing to look at.
-    if support is not constraints.real and not value.is_meta and not support.check(value).all():
+    # On the meta device there is nothing to look at.
+    if not value.is_meta and not _holds(support, value):
         kind = type(support).__name__.strip("_")
+        told = str(support) if len(str(support)) < 80 else kind  # bounds may be tensors
         raise ValueError(
-            f"data outside the decoder's support, {support}: "
+            f"data outside the decoder's support, {told}: "
             f"{_REMEDY.get(kind, 'transform the data, or choose another decoder')}"
         )
     return p.log_prob(value)
+
+
+def _holds(support: Any, value: Tensor) -> bool:
+    """Whether all of value lies in the support; on the real line there is nothing to check."""
+    if support is constraints.real:
+        return True
+    if support is constraints.boolean:  # once per training step, so in few passes over memory:
+        return not (value * (1 - value)).count_nonzero()  # 0 at 0 and 1 only; NaN is not 0
+    return bool(support.check(value).all())
 
 
 # ---------------------------------------------------------------------------------- priors
@@ -628,7 +649,7 @@ class VAE(nn.Module):
         return p.mean if mean else p.sample()
 
     @torch.no_grad()
-    def log_marginal(self, x: Tensor, n_samples: int, chunk: int = 4096) -> Tensor:
+    def log_marginal(self, x: Tensor, n_samples: int, chunk: int = 2048) -> Tensor:
         """Importance-weighted estimate of log p(x) in nats, ``(B,)`` (Burda et al. 2016, eq. 8).
 
         log 1/K Σ p(x|zₖ) p(zₖ) / q(zₖ|x) over K = ``n_samples`` draws from q: in expectation a
@@ -638,17 +659,18 @@ class VAE(nn.Module):
         _at_least_one(n_samples=n_samples), _at_least_one(chunk=chunk)
         if len(x) > chunk:
             return torch.cat([self.log_marginal(part, n_samples, chunk) for part in x.split(chunk)])
-        q, prior = self._posterior(x), self.prior()
-        total = None
-        for start in range(0, n_samples, step := max(1, chunk // max(1, len(x)))):
+        q = self._posterior(x)
+        prior = self._prior_for(q)
+        total = x.new_full((len(x),), -math.inf)
+        step = min(n_samples, max(1, chunk // max(1, len(x))))
+        repeated = x.expand(step, *x.shape).flatten(0, 1)
+        for start in range(0, n_samples, step):
             z = q.sample((min(step, n_samples - start),))  # (S, B, D)
-            p = self.decoder(z.flatten(0, 1))
-            repeated = x.expand(len(z), *x.shape).flatten(0, 1)
-            log_weight = (
-                _log_prob(p, repeated).view(z.shape[:2]) + prior.log_prob(z) - q.log_prob(z)
-            )
-            part = log_weight.logsumexp(0)
-            total = part if total is None else torch.logaddexp(total, part)
+            p, target = self.decoder(z.flatten(0, 1)), repeated[: len(z) * len(x)]
+            # The data stay the same, so they are checked but once.
+            log_likelihood = p.log_prob(target) if start else _log_prob(p, target)
+            log_weight = log_likelihood.view(z.shape[:2]) + prior.log_prob(z) - q.log_prob(z)
+            total = torch.logaddexp(total, log_weight.logsumexp(0))
         return total - math.log(n_samples)
 
     def _posterior(self, x: Tensor) -> Distribution:
@@ -665,13 +687,17 @@ class VAE(nn.Module):
             )
         return q
 
-    def _kl(self, q: Distribution, z: Tensor) -> Tensor:
-        p = self.prior()
+    def _prior_for(self, q: Distribution) -> Distribution:
+        p: Distribution = self.prior()
         if p.event_shape != q.event_shape:
             raise ValueError(
                 f"the prior's event {tuple(p.event_shape)} is not the encoder's "
                 f"{tuple(q.event_shape)}"
             )
+        return p
+
+    def _kl(self, q: Distribution, z: Tensor) -> Tensor:
+        p = self._prior_for(q)
         if self.analytic_kl:
             with contextlib.suppress(NotImplementedError):
                 return kl_divergence(q, p)
@@ -763,11 +789,14 @@ class History:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> History:
-        """Read what ``save`` wrote; nothing in the file is executed. ``ValueError`` if it is none."""
+        """Read what ``save`` wrote, executing nothing; ``ValueError`` if it is something else."""
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            # Opened here, since NumPy leaves a file open that turns out to be broken.
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+                if set(arrays) != set(cls.__dataclass_fields__):
+                    raise ValueError(f"it holds {', '.join(arrays)}")
                 return cls(**arrays)
-        except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        except (ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path} is not a history that History.save wrote") from error
 
     def convergence(self) -> Convergence:
@@ -882,9 +911,7 @@ def fit(
     held_out = _Source(test, "test", device, transform, workers)
     rank, world = _process()
     model.to(device)
-    replica = (
-        nn.parallel.DistributedDataParallel(model, broadcast_buffers=False) if world > 1 else model
-    )
+    replica = nn.parallel.DistributedDataParallel(model) if world > 1 else model
     optimizer = torch.optim.Adam(model.parameters(), lr, fused=device.type in ("cpu", "cuda"))
     history = History()
     settings = {
@@ -894,14 +921,14 @@ def fit(
         "beta": model.beta, "analytic_kl": model.analytic_kl, "model": repr(model),
         "parameters": str({name: _dims(t) for name, t in model.state_dict().items()}),
     }  # fmt: skip
-    if checkpoint is not None and Path(checkpoint).exists():
-        history = _resume(Path(checkpoint), settings, model, optimizer)
+    if checkpoint is not None and (saved := _read(Path(checkpoint))) is not None:
+        history = _resume(saved, Path(checkpoint), settings, model, optimizer)
 
     def save() -> None:
         if checkpoint is not None and rank == 0:
             _save(Path(checkpoint), settings, model, optimizer, history)
 
-    steps = len(training.shares(batch_size, rank, world))
+    steps = len(training.shares(batch_size, rank, world, seed=(seed, 0)))
     with _networks_in(model, dtype), _bar(progress is True and rank == 0, epochs * steps) as bar:
         bar.update(len(history) * steps)
         try:
@@ -913,9 +940,9 @@ def fit(
                 start = time.perf_counter()
                 row = torch.zeros(len(training), device=device)
                 model.train()
-                with _seeded(device, seed, epoch, 1 + rank):
-                    shares = training.shares(batch_size, rank, world, seed=(seed, epoch))
-                    for step, (share, weight, x) in enumerate(training.batches(shares)):
+                shares = training.shares(batch_size, rank, world, seed=(seed, epoch))
+                with _seeded(device, seed, epoch, 1 + rank), training.batches(shares) as batches:
+                    for step, (share, weight, x) in enumerate(batches):
                         for group in optimizer.param_groups:
                             done = (epoch - 1 + step / steps) / epochs
                             group["lr"] = lr * (_one_cycle(done) if schedule == "one-cycle" else 1)
@@ -966,9 +993,10 @@ def _evaluate(model: VAE, source: _Source, seed: int, where: str) -> Elbo:
     rank, world = _process()
     terms = torch.zeros(2, len(source), device=source.device)
     model.eval()
-    with torch.no_grad(), _seeded(source.device, seed, 0, 1 + rank):
-        shares = source.shares(_EVALUATION_BATCH, rank, world)
-        for share, _, x in source.batches(shares):
+    seeded = _seeded(source.device, seed, 0, 1 + rank)
+    shares = source.shares(_EVALUATION_BATCH, rank, world)
+    with torch.no_grad(), seeded, source.batches(shares) as batches:
+        for share, _, x in batches:
             terms[:, share] = torch.stack(_checked(model, x, where)).float()
     return Elbo(*_gathered(terms))
 
@@ -998,8 +1026,8 @@ class _Source:
     def __init__(
         self, data: Any, name: str, device: torch.device, transform: Transform | None, workers: int
     ) -> None:
-        if isinstance(data, TensorDataset):
-            data = data.tensors[0]
+        if getattr(type(data), "__getitem__", None) is TensorDataset.__getitem__:
+            data = data.tensors[0]  # unless a subclass makes other items of its tensors
         try:
             self.length = len(data)
         except TypeError as error:
@@ -1031,24 +1059,41 @@ class _Source:
         batches = list(order.to(self.device).split(batch_size))
         if len(batches[-1]) < world and len(batches) > 1:  # no process goes without
             batches[-2:] = [torch.cat(batches[-2:])]
+        if seed is not None and len(batches[0]) < world:
+            raise ValueError(f"{world} processes cannot share batches of {len(batches[0])}")
         # DistributedDataParallel averages over processes, hence the factor.
-        return [(batch[rank::world], world / len(batch)) for batch in batches]
+        return [(b[rank::world], world / len(b)) for b in batches if len(b) > rank]
 
-    def batches(self, shares: list[tuple[Tensor, float]]) -> Iterator[tuple[Tensor, float, Tensor]]:
-        """(indices, weight, x) for each share."""
+    @contextlib.contextmanager
+    def batches(
+        self, shares: list[tuple[Tensor, float]]
+    ) -> Iterator[Iterator[tuple[Tensor, float, Tensor]]]:
+        """Within the context: (indices, weight, x) for each share."""
         loaded = self._load(shares)
+        try:
+            yield self._in_model_space(loaded, shares)
+        finally:  # workers end now, and not once the last traceback that knows them is forgotten
+            getattr(loaded, "_shutdown_workers", lambda: None)()
+
+    def _in_model_space(
+        self, loaded: Iterator[Tensor], shares: list[tuple[Tensor, float]]
+    ) -> Iterator[tuple[Tensor, float, Tensor]]:
+        if isinstance(self.data, IterableDataset):
+            loaded = _cut(loaded, [len(share) for share, _ in shares])
+        announced = f"{self.name} did not give the {len(self)} points that it announced"
         for share, weight in shares:
             x = next(loaded, None)
             if x is None or len(x) != len(share):
-                raise ValueError(
-                    f"{self.name} did not give the {len(self)} points that it announced"
-                )
+                raise ValueError(announced)
             x = x.to(self.device, non_blocking=True)
             yield share, weight, self.transform(x) if self.transform else x
+        if next(loaded, None) is not None:
+            raise ValueError(announced)
 
     def _load(self, shares: list[tuple[Tensor, float]]) -> Iterator[Tensor]:
         if isinstance(self.data, Tensor):
-            return (self.data[share.to(self.data.device)] for share, _ in shares)
+            # Whole rows: copied far faster than by a general index.
+            return (self.data.index_select(0, share.to(self.data.device)) for share, _ in shares)
         kind: dict[str, Any] = {"batch_sampler": (share.tolist() for share, _ in shares)}
         if isinstance(self.data, IterableDataset):
             kind = {"batch_size": len(shares[0][0])}
@@ -1070,8 +1115,21 @@ def _inputs(batch: Any) -> Tensor:
     return torch.as_tensor(batch[0] if isinstance(batch, tuple) else batch)
 
 
+def _cut(parts: Iterator[Tensor], sizes: list[int]) -> Iterator[Tensor]:
+    """A stream in parts of these sizes, then the rest: each worker ends with a part of its own."""
+    rest = torch.empty(0)
+    for size in sizes:
+        while len(rest) < size and (part := next(parts, None)) is not None:
+            rest = torch.cat([rest, part]) if len(rest) else part
+        yield rest[:size]
+        rest = rest[size:]
+    if len(rest):
+        yield rest
+    yield from parts
+
+
 def _one_cycle(done: float) -> float:
-    """Learning rate at a fraction of the run: linear warm-up, cosine to zero (Smith & Topin 2019)."""
+    """Learning rate after a fraction of the run: linear up, cosine to 0 (Smith & Topin 2019)."""
     warm_up = 0.1
     if done < warm_up:
         return (done + 0.01) / (warm_up + 0.01)
@@ -1107,7 +1165,8 @@ def _net_dtype(precision: Precision, device: torch.device) -> torch.dtype | None
     if precision == "auto" and device.type == "cuda":
         fast = torch.cuda.get_device_capability(device)[0] >= 8
     if precision == "auto" and device.type == "cpu":
-        able = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot tell
+        # Older versions of PyTorch cannot tell: there, float32 it is.
+        able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         fast = bool(able.get("avx512_bf16") or able.get("amx_bf16"))
     return torch.bfloat16 if fast else None
 
@@ -1162,14 +1221,16 @@ def _save(
         "optimizer": optimizer.state_dict(),
         "history": {name: torch.from_numpy(array) for name, array in vars(history).items()},
     }
+    content = io.BytesIO()  # torch.save into a file would hide what the disk says
+    torch.save(state, content)
     temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "wb") as file:
-            torch.save(state, file)
+            file.write(content.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise OSError(
@@ -1178,22 +1239,31 @@ def _save(
         ) from error
 
 
+def _read(path: Path) -> bytes | None:
+    """The file as the first process sees it: the others may be on machines without it."""
+    rank, world = _process()
+    content = [path.read_bytes() if rank == 0 and path.exists() else None]
+    if world > 1:
+        dist.broadcast_object_list(content)
+    return content[0]
+
+
 def _resume(
-    path: Path, settings: dict[str, Any], model: VAE, optimizer: torch.optim.Optimizer
+    saved: bytes,
+    path: Path,
+    settings: dict[str, Any],
+    model: VAE,
+    optimizer: torch.optim.Optimizer,
 ) -> History:
     """Put model and optimizer into the state of a checkpoint, and return its history."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        there = state["settings"]
+        with zipfile.ZipFile(io.BytesIO(saved)) as archive:  # torch.load looks at no checksum
+            if damaged := archive.testzip():
+                raise ValueError(f"{damaged} is damaged")
+        state = torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True)
+        there = dict(state["settings"])
         history = History(**{name: t.numpy() for name, t in state["history"].items()})
-    except (
-        RuntimeError,
-        pickle.UnpicklingError,
-        EOFError,
-        LookupError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except Exception as error:  # a damaged file makes its readers raise whatever they like
         raise ValueError(
             f"{path} is not a readable checkpoint (truncated or corrupted?): it was left as it is; "
             "move it away to start anew"
@@ -1246,7 +1316,7 @@ def latent_units(model: VAE, x: Tensor) -> LatentUnits:
     dead = int((~units.active).sum())
     if 2 * dead > mean.shape[1]:
         warnings.warn(
-            f"posterior collapse: {dead} of {mean.shape[1]} latent units do not vary with the data; "
+            f"posterior collapse: {dead} of {mean.shape[1]} latent units ignore the data; "
             "a smaller beta or fewer latents may help",
             stacklevel=2,
         )
@@ -1270,7 +1340,7 @@ TRAIN_COLOR = "#0072B2"
 TEST_COLOR = "#D55E00"
 _INK, _GREY = "#222222", "#666666"
 _CLOUD = 10_000  # points drawn per epoch and series; more would only make it darker
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "figure.constrained_layout.use": True,
     "font.size": 11,
     "axes.spines.top": False,
@@ -1314,14 +1384,15 @@ def plot_learning_curve(history: History, ax: Axes | None = None, points: bool =
     low = min(np.quantile(cloud[-1], 0.001) for _, cloud, _, _ in series.values())
     high = max(np.quantile(cloud[-1], 0.995) for _, cloud, _, _ in series.values())
     high = max(high, history.test_mean[1])
-    ax.set(xlim=(-0.5, epochs + 0.3), ylim=(low - 0.03 * (high - low), high + 0.13 * (high - low)))
+    room = (high - low) or 1.0
+    ax.set(xlim=(-0.5, epochs + 0.3), ylim=(low - 0.03 * room, high + 0.13 * room))
     halo = [patheffects.withStroke(linewidth=4.5, foreground="white")]
     rng = np.random.default_rng(0)  # private: drawing must not disturb an experiment
     for name, (epoch, cloud, mean, color) in series.items():
         if points:
             kept = rng.permutation(cloud.shape[1])[:_CLOUD]
             x = epoch[:, None] + rng.uniform(-0.2, 0.2, (len(epoch), len(kept)))
-            style = {"marker": ".", "ms": 1.6, "mew": 0, "ls": "", "alpha": 0.06}
+            style: dict[str, Any] = {"marker": ".", "ms": 1.6, "mew": 0, "ls": "", "alpha": 0.06}
             ax.plot(x.ravel(), cloud[:, kept].ravel(), color=color, rasterized=True, **style)
         ax.plot(epoch, mean, color=color, lw=2, path_effects=halo, zorder=3, label=name)
     _label_ends(ax, {n: (e[-1], m[-1], c) for n, (e, _, m, c) in series.items()}, halo)
@@ -1331,7 +1402,7 @@ def plot_learning_curve(history: History, ax: Axes | None = None, points: bool =
         _mark_convergence(ax, history.convergence(), history.test_mean, halo)
     ax.set(xlabel="epoch", ylabel="−ELBO (nats per image)")
     ax.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
-    ax.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
+    ax.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.10g}"))
     return ax
 
 
@@ -1385,7 +1456,8 @@ def _mark_convergence(ax: Axes, found: Convergence, mean: np.ndarray, halo: list
         zorder=4,
     )
     ax.annotate(
-        f"{found.verdict}\nlast quarter: {_nats(-found.improvement)} ± {found.improvement_se:.2f} per epoch",
+        f"{found.verdict}\nlast quarter: {_nats(-found.improvement)} ± "
+        f"{found.improvement_se:.2f} per epoch",
         (last, 0.985),
         xycoords=("data", "axes fraction"),
         ha="right",
@@ -1401,7 +1473,7 @@ def plot_images(rows: dict[str, Tensor], captions: dict[str, list[str]] | None =
     columns = max(len(images) for images in rows.values())
     size = (0.8 * columns + 1.1, (1.0 if captions else 0.82) * len(rows))
     figure, axes = new_figure(len(rows), columns, figsize=size, squeeze=False)
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     for (name, images), line in zip(rows.items(), axes, strict=True):
         line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=10)
         for column, ax in enumerate(line):
@@ -1409,7 +1481,7 @@ def plot_images(rows: dict[str, Tensor], captions: dict[str, list[str]] | None =
             ax.spines[:].set_visible(False)
             if column < len(images):
                 picture = images[column].detach().cpu().clamp(0, 1).permute(1, 2, 0).squeeze(-1)
-                ax.imshow(picture, cmap="gray_r", vmin=0, vmax=1)
+                ax.imshow(picture.numpy(), cmap="gray_r", vmin=0, vmax=1)
                 if captions:
                     ax.set_xlabel(captions[name][column], fontsize=9, color=_GREY, labelpad=1)
     return figure
@@ -1425,7 +1497,14 @@ def plot_latents(z: Tensor, labels: Tensor, ax: Axes | None = None) -> Axes:
     halo = [patheffects.withStroke(linewidth=3.5, foreground="white")]
     for label in labels.unique().tolist():
         points = z[labels == label].cpu()
-        style = {"marker": ".", "ms": 3, "mew": 0, "ls": "", "alpha": 0.35, "rasterized": True}
+        style: dict[str, Any] = {
+            "marker": ".",
+            "ms": 3,
+            "mew": 0,
+            "ls": "",
+            "alpha": 0.35,
+            "rasterized": True,
+        }
         ax.plot(*points.T, color=colors(label % 10), **style)
         x, y = points.median(0).values.tolist()
         ax.text(x, y, str(label), fontsize=15, fontweight="bold", color=colors(label % 10),
@@ -1462,16 +1541,15 @@ def plot_manifold(model: VAE, ax: Axes | None = None, side: int = 18) -> Axes:
     height, width = pictures.shape[1:]
     # Rows of the picture go down as z₂ falls, columns to the right as z₁ grows.
     tiles = pictures.view(side, side, height, width).flip(1).permute(1, 2, 0, 3)
+    picture = tiles.reshape(side * height, side * width).numpy()
     half = limit * side / (side - 1)
-    ax.imshow(
-        tiles.reshape(side * height, side * width), cmap="gray_r", extent=(-half, half, -half, half)
-    )
+    ax.imshow(picture, cmap="gray_r", extent=(-half, half, -half, half))
     ax.set(xlabel="$z_1$", ylabel="$z_2$")
     return ax
 
 
 def plot_rate_distortion(points: dict[float, tuple[float, float]], ax: Axes | None = None) -> Axes:
-    """(rate, distortion) in nats by β, with the diagonals on which their sum, the −ELBO, is equal."""
+    """(rate, distortion) in nats by β, and the diagonals of equal sum, which is the −ELBO."""
     ax = new_figure(figsize=(6.4, 4.6))[1] if ax is None else ax
     betas = sorted(points)
     rate, distortion = np.array([points[beta] for beta in betas]).T
@@ -1480,8 +1558,8 @@ def plot_rate_distortion(points: dict[float, tuple[float, float]], ax: Axes | No
     for total in best * np.array([1, 1.25, 1.5, 1.75, 2]):
         lw = 1.6 if total == best else 0.6
         ax.plot([0, total], [total, 0], color="#AAAAAA", lw=lw, zorder=0)
-    ax.annotate(f"−ELBO = {best:.0f}", (0.55 * right, best - 0.55 * right), color=_GREY, fontsize=9,
-                xytext=(4, 4), textcoords="offset points")  # fmt: skip
+    ax.annotate(f"−ELBO = {best:.0f}", (0.08 * right, best - 0.08 * right), color=_GREY, fontsize=9,
+                xytext=(-4, -16), textcoords="offset points")  # fmt: skip
     ax.plot(rate, distortion, "o-", color=TEST_COLOR, lw=2, ms=6)
     for beta, x, y in zip(betas, rate, distortion, strict=True):
         ax.annotate(f"β = {beta:g}", (x, y), xytext=(8, 4), textcoords="offset points", fontsize=10)
@@ -1490,18 +1568,16 @@ def plot_rate_distortion(points: dict[float, tuple[float, float]], ax: Axes | No
     return ax
 
 
-def save_figure(figure: Figure, name: str, alt: str) -> Any:
+def save_figure(figure: Figure, name: str, alt: str, folder: Path | None = None) -> Any:
     """Write ``name`` as PNG (200 dpi) and SVG, and return the picture with its alternative text.
 
-    The folder is ``VAE_LAB_FIGURES``, else ``build/figures``, so that a trial run does not touch
-    the figures that belong to the report.
+    The folder is by default ``VAE_LAB_FIGURES``, else ``build/figures``, so that a trial run does
+    not touch the figures that belong to the report.
     """
-    import io
-
     import matplotlib.pyplot as plt
     from IPython.display import Image
 
-    folder = Path(os.environ.get("VAE_LAB_FIGURES", "build/figures"))
+    folder = folder or Path(os.environ.get("VAE_LAB_FIGURES", "build/figures"))
     folder.mkdir(parents=True, exist_ok=True)
     inline = io.BytesIO()
     with plt.rc_context(_STYLE):

@@ -1,6 +1,9 @@
 """What several test files need: small models, an exactly solvable one, and quiet surroundings."""
 
 import math
+import multiprocessing
+import os
+import random
 import sys
 from pathlib import Path
 
@@ -39,6 +42,11 @@ def within(estimates, truth, errors=5.0):
     return np.all(np.abs(estimates.mean(0) - np.asarray(truth)) <= errors * error + 1e-12)
 
 
+def generator_states():
+    """Where all generators stand that a library might disturb."""
+    return torch.get_rng_state().tolist(), random.getstate(), repr(np.random.get_state())
+
+
 class FullCovariance(nn.Module):
     """An encoder that is none of the lab's: q(z|x) with a full covariance matrix."""
 
@@ -63,6 +71,16 @@ class ForeignPrior(nn.Module):
     def forward(self):
         eye = torch.eye(len(self.loc), device=self.loc.device, dtype=self.loc.dtype)
         return MultivariateNormal(self.loc, eye)
+
+
+class Executed:
+    """Leaves a trace, a new folder, wherever its pickle is loaded."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.trace),)
 
 
 class LinearGaussian:
@@ -125,3 +143,14 @@ def run(model, data, **settings):
     """``fit`` for tests: in float32 on the CPU, the data being their own test set."""
     given = {"epochs": 1, "device": "cpu", "precision": "float32", "progress": False}
     return lab.fit(model, data, settings.pop("test", data), **(given | settings))
+
+
+def quick_processes():
+    """A ``multiprocessing`` context that forks from a server which has imported PyTorch: children
+    start in a fraction of a second, and none inherits what the tests have done so far."""
+    if os.name != "posix":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    # torch._dynamo is what the first optimizer of a process imports, which takes seconds.
+    context.set_forkserver_preload(["torch._dynamo", "scipy.stats", "pytest"])
+    return context

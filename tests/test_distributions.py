@@ -63,7 +63,8 @@ def test_decoder_gaussian_log_prob_has_one_sigma(event, scale):
     rng, x, z = case(event)
     loc = rng.normal(size=x.shape)
     decoder = lab.DecoderGaussian(Fixed(loc), scale).double()
-    sigma = softplus(float(decoder.raw_scale)) if scale is None else np.float32(scale)
+    # A fixed scale was rounded to float32, the model's first precision.
+    sigma = softplus(decoder.raw_scale.item()) if scale is None else np.float32(scale).item()
     expected = summed(norm(loc, sigma).logpdf(x))
     assert np.allclose(log_prob_of(decoder, x, z), expected, rtol=1e-12)
 

@@ -17,7 +17,9 @@ def test_the_example_runs(capsys):
 
 def test_every_file_that_is_named_exists():
     table = README.partition("## What is where")[2].partition("\n## ")[0]
-    names = re.findall(r"`([^`]+)`", "".join(row.split("|")[1] for row in re.findall(r"^\|.*$", table, re.M)))
+    names = re.findall(
+        r"`([^`]+)`", "".join(row.split("|")[1] for row in re.findall(r"^\|.*$", table, re.M))
+    )
     assert len(names) > 8
     for name in names:
         assert (ROOT / name).exists(), name

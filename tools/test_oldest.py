@@ -15,6 +15,8 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+# The tests take warnings as errors: pyparsing 3.3 deprecates what matplotlib of that age calls.
+COMPANIONS = ["pyparsing<3.3", "hypothesis", "pytest-timeout"]
 
 
 def oldest(requirements: str) -> str:
@@ -40,7 +42,7 @@ def main() -> int:
         constraints = folder / "wanted.txt"
         constraints.write_text(wanted, encoding="utf-8")
         install = [python, "-m", "pip", "install", "--quiet", "-r", constraints]
-        subprocess.run([*install, "hypothesis", "pytest-timeout"], check=True)
+        subprocess.run([*install, *COMPANIONS], check=True)
         constraints.rename(pins)  # only a finished environment has the file
     command = [python, "-m", "pytest", *(sys.argv[1:] or ["-q"])]
     return subprocess.run(command, cwd=ROOT).returncode

@@ -1,0 +1,426 @@
+"""How fast ``fit`` trains, against peers and against the machine: see README.md beside this file.
+
+``python benchmarks/training_speed.py [--quick] [--only speed|scaling|overheads] [--device cuda]``
+writes training_speed.json, .md, .svg and .png. With ``--quick``, a smoke test on 2,000 images, they
+go to build/benchmarks, so that numbers without meaning do not replace those that have one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.metadata
+import json
+import os
+import statistics
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+from typing import Any
+
+from _common import HERE, ROOT, machine, table
+
+WORKERS = HERE / "_workers.py"
+REQUIREMENTS = HERE / "requirements.txt"
+BENCH_VENV = ROOT / "build" / "bench-venv"
+
+# name: (task of _workers.py, its settings, the floor that it stands on)
+CONTESTANTS: dict[str, tuple[str, dict[str, Any], str | None]] = {
+    "ours, float32": ("ours", {"precision": "float32", "compile": False}, "float32"),
+    "ours, bfloat16": ("ours", {"precision": "bfloat16", "compile": False}, "bfloat16"),
+    "ours, float32, compiled": ("ours", {"precision": "float32", "compile": True}, "float32"),
+    "ours, bfloat16, compiled": ("ours", {"precision": "bfloat16", "compile": True}, "bfloat16"),
+    "textbook loop": ("textbook", {}, "float32"),
+    "pythae": ("pythae", {}, "float32"),
+    "pyro, DataLoader": ("pyro", {"loader": True}, "float32"),
+    "pyro, best case": ("pyro", {"loader": False}, "float32"),
+    "floor, float32": ("floor", {"precision": "float32", "adam": False}, None),
+    "floor, float32, with Adam": ("floor", {"precision": "float32", "adam": True}, None),
+    "floor, bfloat16": ("floor", {"precision": "bfloat16", "adam": False}, None),
+    "floor, bfloat16, with Adam": ("floor", {"precision": "bfloat16", "adam": True}, None),
+}
+PROTOCOL = """\
+All contestants in one run, one process each; their epochs alternate (one epoch of each, then the
+next), and while one trains the others sleep. All train the same network, 784–400–20–400–784 with
+ReLU from the same first weights, with Adam at 10⁻³ and batches of {batch} on {points} images of
+MNIST, with float32 weights and one sample of z. All see the same kind of data, binarised anew in
+each epoch, each in the way that is natural, and cheap, in its own loop. The time is the median of
+{epochs} epochs after a warm-up epoch (in brackets: fastest and slowest), training only: nobody's
+evaluation is in it. The test −ELBO (nats per image, after {all} epochs) comes from one evaluator
+for all: float32, the same black and white test images, the same noise.
+
+The floor is the matrix products of forward and backward alone, without and with a fused Adam step;
+× floor compares with the products in the contestant's own precision. "pyro, best case" gets its
+batches by index from memory, so that it pays for nothing but itself.
+"""
+
+
+def bench_python() -> Path:
+    """The interpreter of the peers' own environment, which is made where it is missing.
+
+    It sees the packages of the interpreter that runs this, so that all contestants compute with
+    the same torch, and nothing is installed into the lab's environment.
+    """
+    python = BENCH_VENV / ("Scripts" if os.name == "nt" else "bin") / "python"
+    stamp, wanted = BENCH_VENV / "installed", hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()
+    if not stamp.exists() or stamp.read_text() != wanted:
+        venv.create(BENCH_VENV, with_pip=True, clear=True)
+        query = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+        site = Path(subprocess.check_output(query, text=True).strip())
+        (site / "lab.pth").write_text(sysconfig.get_path("purelib") + "\n")
+        subprocess.check_call([python, "-m", "pip", "install", "-q", "-r", REQUIREMENTS])
+        stamp.write_text(wanted)
+    return python
+
+
+def peer_versions() -> dict[str, str]:
+    """What is installed of the peers."""
+    site = [str(p) for p in BENCH_VENV.glob("lib/python*/site-packages")] or [
+        str(BENCH_VENV / "Lib" / "site-packages")
+    ]
+    found = importlib.metadata.distributions(path=site)
+    return {d.name: d.version for d in found if d.name in ("pythae", "pyro-ppl")}
+
+
+def run(task: str, **settings: Any) -> dict[str, Any]:
+    """One measurement in a process of its own."""
+    command = [sys.executable, str(WORKERS), task, json.dumps(settings)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{task} {settings} failed:\n{done.stderr[-2000:]}")
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+class Contestant:
+    """A worker process that trains one epoch whenever it is asked to."""
+
+    def __init__(self, name: str, python: Path, settings: dict[str, Any]) -> None:
+        task, own, _ = CONTESTANTS[name]
+        command = [str(python), str(WORKERS), task, json.dumps(settings | own)]
+        self.name = name
+        self.process = subprocess.Popen(
+            command, stdin=-1, stdout=-1, stderr=subprocess.DEVNULL, text=True
+        )
+        self.about = self._hear()  # also waits until it is ready, so that start-ups do not overlap
+
+    def _hear(self) -> dict[str, Any]:
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.name} ended early: run _workers.py by hand to see why")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def epoch(self) -> dict[str, Any]:
+        """Its seconds and, afterwards, its test −ELBO."""
+        print("go", file=self.process.stdin, flush=True)
+        return self._hear()
+
+    def end(self) -> None:
+        """An empty line is the sign to leave."""
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def speed(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds per epoch and test −ELBO of every contestant, epoch by epoch in turn."""
+    epochs = 2 if options.quick else 8
+    settings = {
+        "points": 2000 if options.quick else None, "batch": 128,
+        "epochs": epochs + 1, "device": options.device,
+    }  # fmt: skip
+    peers = bench_python()
+    field = []
+    for name, (task, _, _) in CONTESTANTS.items():
+        python = peers if task in ("pythae", "pyro") else Path(sys.executable)
+        field.append(Contestant(name, python, settings))
+    found: dict[str, Any] = {c.name: {"seconds": [], "elbo": []} for c in field}
+    for epoch in range(epochs + 1):
+        for contestant in field:
+            answer = contestant.epoch()
+            for key in ("seconds", "elbo"):
+                found[contestant.name][key].append(answer[key])
+            print(f"epoch {epoch} {contestant.name}: {answer['seconds']:.2f} s", flush=True)
+    for contestant in field:
+        contestant.end()
+    about = machine(field[0].about["threads"], field[0].about["gpu"]) | peer_versions()
+    return {"machine": about, "settings": settings, "contestants": found}
+
+
+def scaling(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds per epoch and peak memory of ``fit`` as one thing at a time grows."""
+    full = 60_000 if not options.quick else 1000
+    usual = {
+        "points": full, "batch": 128, "hidden": 400, "threads": None, "test": 2,
+        "precision": "auto", "device": options.device,
+    }  # fmt: skip
+    values = {
+        "points": [full // 4, full // 2, full, 2 * full, 4 * full, 8 * full],
+        "batch": [32, 128, 512, 2048, 4096],
+        "hidden": [128, 400, 1024, 4096],
+        "threads": [1, 2],
+    }
+    if options.quick:
+        values = {key: [few[0], few[-1]] for key, few in values.items()}
+    found: dict[str, Any] = {key: {str(v): [] for v in few} for key, few in values.items()}
+    # There and back again: what drifts while this runs meets large and small alike.
+    for direction in (1, -1):
+        for key, few in values.items():
+            for value in few[::direction]:
+                epochs = 1 + max(1, min(8, 2 * full // value)) if key == "points" else 3
+                answer = run("scaling", **usual | {key: value, "epochs": epochs})
+                found[key][str(value)].append(answer)
+                print(f"{key} {value}: {answer['seconds']}, {answer['memory']:.0f} MB", flush=True)
+    return {"machine": machine(), "settings": usual, "points": found}
+
+
+def overheads(options: argparse.Namespace) -> dict[str, Any]:
+    """What is not computing: bookkeeping, evaluation, first epochs, imports, log_marginal."""
+    points, repeats = (2000, 1) if options.quick else (60_000, 5)
+    common = {"device": options.device, "batch": 128, "points": points, "repeats": repeats}
+    found: dict[str, Any] = {"machine": machine(), "settings": common}
+    for precision in ("float32", "bfloat16"):
+        both = common | {"precision": precision}
+        first = both | {"hidden": 400, "threads": None, "test": None, "epochs": 4}
+        found[precision] = {
+            "overhead": run("overhead", **both),
+            "evaluation": run("evaluation", **both | {"repeats": 2 * repeats + 1}),
+            "first": [run("scaling", **first) for _ in range(min(repeats, 3))],
+        }
+        print(precision, "done", flush=True)
+    few = common | {"points": 100, "repeats": min(repeats, 3)}
+    counts = (50, 500) if options.quick else (50, 500, 5000)
+    found["log_marginal"] = {str(k): run("log_marginal", **few | {"samples": k}) for k in counts}
+    return found
+
+
+# ---------------------------------------------------------------------------------- reporting
+
+
+def median(contestants: dict[str, Any], name: str) -> float:
+    """Seconds per epoch, the warm-up epoch left out."""
+    return statistics.median(contestants[name]["seconds"][1:])
+
+
+def about(section: dict[str, Any]) -> str:
+    """Machine, versions and date in one line."""
+    return "*" + " · ".join(f"{k} {v}" for k, v in section["machine"].items()) + "*\n\n"
+
+
+def report_speed(found: dict[str, Any]) -> str:
+    """Protocol and table of the race."""
+    race, settings = found["contestants"], found["settings"]
+    points = settings["points"] or 60_000
+    rows = []
+    for name, (_, _, own) in CONTESTANTS.items():
+        seconds, later = median(race, name), race[name]["seconds"][1:]
+        floor = f"{seconds / median(race, f'floor, {own}'):.2f}" if own else "—"
+        elbo = race[name]["elbo"][-1]
+        rows.append([
+            name, f"{seconds:.2f} ({min(later):.2f}–{max(later):.2f})", f"{points / seconds:,.0f}",
+            f"{seconds / median(race, 'ours, float32'):.2f}",
+            f"{seconds / median(race, 'ours, bfloat16'):.2f}", floor,
+            f"{race[name]['seconds'][0]:.1f}", "—" if elbo is None else f"{elbo:.2f}",
+        ])  # fmt: skip
+    head = ["contestant", "seconds per epoch", "images/s", "× ours, float32", "× ours, bfloat16",
+            "× floor", "warm-up epoch, s", "test −ELBO"]  # fmt: skip
+    numbers = {"points": f"{points:,}", "batch": settings["batch"], "all": settings["epochs"]}
+    protocol = PROTOCOL.format(epochs=settings["epochs"] - 1, **numbers)
+    return f"## Time per epoch\n\n{about(found)}{protocol}\n{table(head, rows)}\n"
+
+
+def later(answers: list[dict[str, Any]]) -> float:
+    """Median of all epochs but the first of each process."""
+    return statistics.median(s for answer in answers for s in answer["seconds"][1:])
+
+
+def linearity(found: dict[str, Any]) -> float:
+    """The largest deviation from time proportional to N, as a fraction."""
+    rates = [later(answers) / int(n) for n, answers in found["points"]["points"].items()]
+    return max(abs(rate / statistics.median(rates) - 1) for rate in rates)
+
+
+def extra_memory(found: dict[str, Any]) -> float:
+    """The largest peak above importing torch and the data set itself, as N grows, in MB."""
+    runs = [answer for few in found["points"]["points"].values() for answer in few]
+    return max(answer["memory"] - answer["data"] for answer in runs)
+
+
+def report_scaling(found: dict[str, Any]) -> str:
+    """Table of ``fit`` as one thing at a time grows."""
+    usual, rows = found["settings"], []
+    names = {"points": "N", "batch": "batch", "hidden": "hidden width", "threads": "threads"}
+    for key, name in names.items():
+        for value, answers in found["points"][key].items():
+            seconds = later(answers)
+            points = int(value) if key == "points" else usual["points"]
+            peak = max(answer["memory"] for answer in answers)
+            rows.append([
+                f"{name} = {int(value):,}", f"{seconds:.2f}", f"{1e6 * seconds / points:.1f}",
+                f"{peak:.0f}", f"{peak - answers[0]['data']:.0f}",
+            ])  # fmt: skip
+    head = ["", "seconds per epoch", "µs per image", "peak memory, MB", "less the data, MB"]
+    text = (
+        f"`fit` with precision {usual['precision']} on MNIST, cut or repeated to N; where nothing "
+        f"else is said, N = {usual['points']:,}, batch {usual['batch']}, hidden width "
+        f"{usual['hidden']}. Each line is two fresh processes, its time the median of their "
+        "epochs after the first, its memory the peak above importing torch.\n\n"
+    )
+    deviation = f"\nTime per image differs by {linearity(found):.1%} at most as N grows.\n\n"
+    return f"## Scaling\n\n{about(found)}{text}{table(head, rows)}{deviation}"
+
+
+def overhead_share(found: dict[str, Any]) -> float:
+    """Median over pairs of what ``fit`` takes beyond the bare loop beside it."""
+    pairs = found["overhead"]["fit and bare loop"]
+    return statistics.median(1 - bare / fit for fit, bare in pairs)
+
+
+def report_overheads(found: dict[str, Any]) -> str:
+    """Table of what is not computing."""
+    both = [found[precision] for precision in ("float32", "bfloat16")]
+    rows = [
+        ["loading, bookkeeping, bar, directly", *(f"{f['overhead']['gaps']:.1%}" for f in both)],
+        ["`fit` against a bare loop", *(f"{overhead_share(f):+.1%}" for f in both)],
+        ["evaluation of 10,000 images, s", *(f"{evaluation(f):.3f}" for f in both)],
+        ["first epoch / later ones, fresh process", *(f"{first(f):.2f}" for f in both)],
+    ]  # fmt: skip
+    text = f"## Overheads\n\n{about(found)}{table(['', 'float32', 'bfloat16'], rows)}\n"
+    rows = [
+        [f"{int(k):,}", f"{marginal(answer)[0]:,.0f}", f"{marginal(answer)[1]:.2f}",
+         f"{answer['memory']:.0f}"]
+        for k, answer in found["log_marginal"].items()
+    ]  # fmt: skip
+    speed = marginal(list(found["log_marginal"].values())[-1])[0]
+    return (
+        f"{text}Importing `vae_helpers` takes {imports(found):.2f} s beyond torch.\n\n"
+        f"`log_marginal`, decoder 64–512–512–784, float32, {found['settings']['device']}, "
+        "100 images:\n\n"
+        + table(["samples", "latent points/s", "× matrix products", "peak memory, MB"], rows)
+        + f"\n10,000 images × 5,000 samples at that speed: {5e7 / speed / 60:.0f} minutes.\n\n"
+    )
+
+
+def evaluation(found: dict[str, Any]) -> float:
+    """Seconds for 10,000 images, the first time left out."""
+    seconds = found["evaluation"]["seconds"]
+    return statistics.median(seconds[1:] or seconds)
+
+
+def first(found: dict[str, Any]) -> float:
+    """First epoch of a process over its later ones."""
+    return statistics.median(
+        run["seconds"][0] / statistics.median(run["seconds"][1:]) for run in found["first"]
+    )
+
+
+def imports(found: dict[str, Any]) -> float:
+    """Seconds that ``vae_helpers`` takes to import after torch."""
+    runs = [run for precision in ("float32", "bfloat16") for run in found[precision]["first"]]
+    return statistics.median(run["lab import"] for run in runs)
+
+
+def marginal(answer: dict[str, Any]) -> tuple[float, float]:
+    """Latent points per second, and time over that of the matrix products."""
+    seconds = statistics.median(own for own, _ in answer["pairs"])
+    return 1 / seconds, statistics.median(own / products for own, products in answer["pairs"])
+
+
+def report_goals(results: dict[str, Any]) -> str:
+    """What was to be reached, and what was."""
+    rows = []
+    if race := results.get("speed", {}).get("contestants"):
+        ours = {p: median(race, f"ours, {p}") for p in ("float32", "bfloat16")}
+        loop = median(race, "textbook loop")
+        peer = min(median(race, name) for name in race if name.startswith(("pythae", "pyro")))
+        for p, seconds in ours.items():
+            rows.append([f"textbook loop / ours, {p}", f"{loop / seconds:.2f}", "≥ 3", "5"])
+            rows.append([f"fastest peer / ours, {p}", f"{peer / seconds:.2f}", "≥ 2", "3.5"])
+        for p, (least, aim) in {"float32": ("≤ 2", "1.3"), "bfloat16": ("≤ 4", "2")}.items():
+            ratio = ours[p] / median(race, f"floor, {p}")
+            rows.append([f"ours / floor, {p}", f"{ratio:.2f}", least, aim])
+    if found := results.get("overheads"):
+        for p in ("float32", "bfloat16"):
+            rows.append([f"overhead, {p}", f"{overhead_share(found[p]):.1%}", "≤ 5 %", "2 %"])
+        for p in ("float32", "bfloat16"):
+            seconds = f"{evaluation(found[p]):.3f}"
+            rows.append([f"evaluation of 10,000 images, {p}, s", seconds, "≤ 0.2", "0.1"])
+        for p in ("float32", "bfloat16"):
+            rows.append([f"first epoch / later, {p}", f"{first(found[p]):.2f}", "≤ 1.5", ""])
+        rows.append(["import beyond torch, s", f"{imports(found):.2f}", "≤ 1", ""])
+        largest = list(found["log_marginal"].values())[-1]
+        rows.append(["log_marginal / products", f"{marginal(largest)[1]:.2f}", "", "1.5"])
+    if found := results.get("scaling"):
+        rows.append(["memory beyond torch and data, MB", f"{extra_memory(found):.0f}", "≤ 300", ""])
+        rows.append(["deviation from linear in N", f"{linearity(found):.1%}", "≤ 5 %", ""])
+    return f"## Goals\n\n{table(['', 'measured', 'at least', 'aim'], rows)}\n"
+
+
+def draw(found: dict[str, Any], folder: Path, stem: str) -> None:
+    """Time per epoch over the floor, and test −ELBO against the time that training took."""
+    sys.path.insert(0, str(ROOT))
+    import vae_helpers as lab
+
+    race = found["contestants"]
+    names = [name for name, (_, _, own) in CONTESTANTS.items() if own]
+    # Okabe and Ito's palette: one hue per library, dashes where it is compiled or at its best.
+    hues = {"ours, float32": "#0072B2", "ours, bfloat16": "#56B4E9", "textbook": "#D55E00",
+            "pythae": "#009E73", "pyro": "#CC79A7"}  # fmt: skip
+    colors = {name: next(c for key, c in hues.items() if name.startswith(key)) for name in names}
+    figure, (left, right) = lab.new_figure(1, 2, figsize=(12, 5.2))
+    for y, name in enumerate(reversed(names)):
+        seconds, own = median(race, name), CONTESTANTS[name][2]
+        left.barh(y, seconds, color=colors[name], height=0.7)
+        left.barh(y, median(race, f"floor, {own}"), color="#222222", height=0.7, alpha=0.55)
+        left.text(seconds, y, f" {seconds:.2f} s", va="center", fontsize=10)
+    left.set_yticks(range(len(names)), reversed(names))
+    left.set(xlabel="seconds per epoch (dark: matrix products alone)")
+    left.set_xlim(0, 1.12 * max(median(race, name) for name in names))
+    for name in names:
+        clock = [sum(race[name]["seconds"][: k + 1]) for k in range(len(race[name]["seconds"]))]
+        style = "--" if "compiled" in name or "best" in name else "-"
+        marks = {"marker": "o", "ms": 3.5, "lw": 1.6, "ls": style, "color": colors[name]}
+        right.plot(clock, race[name]["elbo"], label=name, **marks)
+    right.set(xlabel="seconds of training, log scale", ylabel="test −ELBO (nats per image)")
+    right.set_xscale("log")
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4,
+                  frameon=False, fontsize=10)  # fmt: skip
+    os.environ["VAE_LAB_FIGURES"] = str(folder)
+    slowest = max(names, key=lambda name: median(race, name))
+    alt = f"Seconds per epoch and test −ELBO over time, from ours to {slowest}, the slowest."
+    lab.save_figure(figure, stem, alt)
+
+
+def main() -> None:
+    """Measure what was asked for, keep the rest of the last results, and write the report anew."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="smoke test, into build/benchmarks")
+    parser.add_argument("--only", choices=("speed", "scaling", "overheads", "report"))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    options = parser.parse_args()
+    folder = ROOT / "build" / "benchmarks" if options.quick else HERE
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = "training_speed" if options.device == "cpu" else f"training_speed_{options.device}"
+    path = folder / f"{stem}.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    for section in (speed, scaling, overheads):
+        if options.only in (None, section.__name__):
+            results[section.__name__] = section(options)
+            path.write_text(json.dumps(results, indent=1) + "\n")
+    text = "# Training speed\n\nWritten by training_speed.py; all numbers are of its last run.\n\n"
+    text += report_goals(results)
+    for name, report in (
+        ("speed", report_speed), ("scaling", report_scaling), ("overheads", report_overheads)
+    ):  # fmt: skip
+        if name in results:
+            text += report(results[name])
+    if "speed" in results:
+        draw(results["speed"], folder, stem)
+        text += f"![Seconds per epoch, and test −ELBO over time]({stem}.svg)\n"
+    path.with_suffix(".md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,409 @@
+"""Data sets: the real ones where they are, synthetic IDX files for all that may go wrong."""
+
+import gzip
+import hashlib
+import io
+import os
+import pickle
+import shutil
+import struct
+import threading
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from conftest import Executed, within
+from torch.utils.data import DataLoader, Subset
+from torchvision import datasets
+
+import vae_helpers as lab
+
+DATA = Path(os.environ.get("VAE_LAB_DATA", "data")).resolve()
+TRAIN_IMAGES = "train-images-idx3-ubyte"
+
+
+def idx(array):
+    """An array of bytes as an IDX file (http://yann.lecun.com/exdb/mnist, archived)."""
+    header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+    return header + array.astype(np.uint8).tobytes()
+
+
+@pytest.fixture
+def files(monkeypatch):
+    """Four small IDX files that the module takes for the published ones."""
+    rng = np.random.default_rng(0)
+    made = {}
+    for split, n in (("train", 12), ("t10k", 5)):
+        made[f"{split}-images-idx3-ubyte"] = idx(rng.integers(0, 256, (n, 4, 6)))
+        made[f"{split}-labels-idx1-ubyte"] = idx(rng.integers(0, 10, n))
+    sums = tuple(hashlib.sha256(content).hexdigest() for content in made.values())
+    monkeypatch.setattr(lab, "_FILES", {name: len(content) for name, content in made.items()})
+    monkeypatch.setattr(lab, "_SHA256", {"MNIST": sums, "Fashion-MNIST": sums})
+    return made
+
+
+def write(raw, files):
+    raw.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (raw / name).write_bytes(content)
+
+
+@pytest.fixture
+def root(tmp_path, files):
+    """A data folder that holds the small files as MNIST."""
+    folder = tmp_path / "data"
+    write(folder / "MNIST" / "raw", files)
+    return folder
+
+
+@pytest.fixture
+def downloads(monkeypatch, files):
+    """What a download gives; each call of it is counted in the list returned."""
+    calls = []
+
+    def download(self):
+        calls.append(self.raw_folder)
+        write(Path(self.raw_folder), files)
+
+    monkeypatch.setattr(datasets.MNIST, "download", download)
+    return calls
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*args, **options):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+
+
+# ---------------------------------------------------------------------- what is loaded
+
+
+@pytest.mark.parametrize(
+    ("name", "title", "first_labels"),
+    [
+        ("mnist", "MNIST", [5, 0, 4, 1, 9]),
+        ("fashion-mnist", "Fashion-MNIST", [9, 0, 0, 3, 0]),
+    ],
+)
+def test_the_published_files_are_loaded_whole(name, title, first_labels):
+    if not (DATA / title.replace("-", "") / "raw" / TRAIN_IMAGES).is_file():
+        pytest.skip(f"{title} is not in {DATA} (VAE_LAB_DATA)")
+    images = lab.load_images(name, DATA, download=False)
+    assert images.name == title
+    assert images.train.images.shape == (60_000, 1, 28, 28)
+    assert images.test.images.shape == (10_000, 1, 28, 28)
+    assert images.train.images.dtype == torch.uint8
+    assert images.train.labels[:5].tolist() == first_labels
+    assert images.test.labels.bincount().shape == (10,)
+    assert repr(images) == f"{title}: 60,000 train + 10,000 test images, 1 × 28 × 28"
+
+
+def test_digits_are_always_there():
+    images = lab.load_images("digits", root="/nowhere", download=False)
+    assert images.name == "digits"
+    assert images.train.images.shape == (1500, 1, 8, 8)
+    assert images.test.images.shape == (297, 1, 8, 8)
+    assert images.train.images.dtype == torch.uint8
+    assert (images.train.images.min(), images.train.images.max()) == (0, 255)
+    assert images.train.labels.dtype == torch.int64
+
+
+def test_small_idx_files_are_read_byte_for_byte(root, files):
+    images = lab.load_images("mnist", root, download=False)
+    for split, name in ((images.train, "train"), (images.test, "t10k")):
+        pixels, labels = (
+            torch.frombuffer(bytearray(files[f"{name}-{kind}-ubyte"][header:]), dtype=torch.uint8)
+            for kind, header in (("images-idx3", 16), ("labels-idx1", 8))
+        )
+        assert torch.equal(split.images.flatten(), pixels)
+        assert split.images.shape[1:] == (1, 4, 6)
+        assert torch.equal(split.labels, labels.long())
+
+
+def test_a_split_gives_items_lists_of_items_and_default_batches():
+    split = lab.load_images("digits").test
+    image, label = split[3]
+    assert image.shape == (1, 8, 8)
+    several = split.__getitems__([3, 0, 3])
+    assert all(torch.equal(several[i][0], image) and several[i][1] == label for i in (0, 2))
+    batch, labels = next(iter(DataLoader(split, batch_size=7)))
+    assert torch.equal(batch, split.images[:7])
+    assert torch.equal(labels, split.labels[:7])
+    halves = next(iter(DataLoader(Subset(split, [5, 2]), batch_size=2)))[0]
+    assert torch.equal(halves, split.images[[5, 2]])
+
+
+def test_the_environment_names_data_set_and_folder(root, monkeypatch):
+    monkeypatch.setenv("VAE_LAB_DATA", str(root))
+    assert lab.load_images("mnist", download=False).train.images.shape == (12, 1, 4, 6)
+    assert lab.load_images(download=False).name == "MNIST"
+    monkeypatch.setenv("VAE_LAB_DATASET", "digits")
+    assert lab.load_images().name == "digits"
+    assert lab.load_images("mnist").name == "MNIST"  # what is asked for outright wins
+
+
+@pytest.mark.parametrize("name", ["cifar", "", "MNIST", "../mnist"])
+def test_an_unknown_name_is_refused_with_the_known_ones(name, monkeypatch):
+    with pytest.raises(ValueError, match=r"mnist.*fashion-mnist.*digits"):
+        lab.load_images(name)
+    monkeypatch.setenv("VAE_LAB_DATASET", name)
+    with pytest.raises(ValueError, match=r"mnist.*fashion-mnist.*digits"):
+        lab.load_images()
+
+
+# -------------------------------------------------------------------------- no network
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
+def test_without_network_one_error_names_folder_files_and_stand_in(tmp_path, name):
+    with pytest.raises(FileNotFoundError) as error:
+        lab.load_images(name, tmp_path)
+    message = str(error.value)
+    assert str(tmp_path) in message
+    assert all(file in message for file in lab._FILES)
+    assert '"digits"' in message
+    assert "no route to host" in message
+    assert not [*tmp_path.rglob("*-ubyte*")]
+
+
+@pytest.mark.usefixtures("no_network")
+def test_without_network_auto_is_the_digits_and_says_so_loudly(tmp_path):
+    with pytest.warns(UserWarning, match="NOT MNIST"):
+        images = lab.load_images("auto", tmp_path)
+    assert images.name == "digits"
+
+
+def test_nothing_is_downloaded_where_that_is_not_wanted(tmp_path, downloads):
+    with pytest.raises(FileNotFoundError, match="not asked for"):
+        lab.load_images("mnist", tmp_path / "data", download=False)
+    assert not downloads
+    assert not (tmp_path / "data").exists()
+
+
+def test_what_is_on_disk_is_not_downloaded_again(root, downloads):
+    lab.load_images("mnist", root)
+    assert not downloads
+
+
+# ------------------------------------------------------------------------- downloading
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"), [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST")]
+)
+def test_a_download_leaves_the_four_files_and_nothing_else(tmp_path, downloads, name, folder):
+    images = lab.load_images(name, tmp_path / "new" / "data")
+    assert images.train.images.shape == (12, 1, 4, 6)
+    found = {path for path in (tmp_path / "new" / "data").rglob("*") if path.is_file()}
+    assert found == {tmp_path / "new" / "data" / folder / "raw" / file for file in lab._FILES}
+    assert len(downloads) == 1
+
+
+@pytest.mark.parametrize("complete", [0, 2, 3])
+@pytest.mark.parametrize(
+    "reason", [URLError("cut off"), RuntimeError("cut off"), OSError("cut off")]
+)
+def test_a_download_that_breaks_off_leaves_nothing(tmp_path, files, monkeypatch, complete, reason):
+    def download(self):
+        names = list(files)
+        write(Path(self.raw_folder), {name: files[name] for name in names[:complete]})
+        (Path(self.raw_folder) / names[complete]).write_bytes(files[names[complete]][:9])
+        raise reason
+
+    monkeypatch.setattr(datasets.MNIST, "download", download)
+    with pytest.raises(FileNotFoundError, match="cut off"):
+        lab.load_images("mnist", tmp_path)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_download_of_something_else_is_not_taken_for_the_data(tmp_path, downloads, files):
+    files[TRAIN_IMAGES] = files[TRAIN_IMAGES][:-1] + b"?"
+    with pytest.raises(FileNotFoundError, match="not the published file"):
+        lab.load_images("mnist", tmp_path)
+    assert len(downloads) == 1
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_several_downloads_into_one_folder_at_once_do_not_disturb_each_other(
+    tmp_path, files, monkeypatch
+):
+    together = threading.Barrier(4, timeout=60)
+
+    def download(self):
+        together.wait()  # all have found the folder empty
+        write(Path(self.raw_folder), files)
+        together.wait()
+
+    monkeypatch.setattr(datasets.MNIST, "download", download)
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: lab.load_images("mnist", tmp_path), range(4)))
+    assert all(torch.equal(r.train.images, results[0].train.images) for r in results)
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == sorted(files)
+
+
+@pytest.mark.usefixtures("downloads")
+def test_a_folder_that_cannot_be_written_is_an_error_that_says_so(tmp_path, monkeypatch):
+    def refuse(*args, **options):
+        raise PermissionError(30, "Read-only file system")
+
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(FileNotFoundError, match="could not be downloaded"):
+        lab.load_images("mnist", tmp_path / "file" / "data")
+    monkeypatch.setattr("os.mkdir", refuse)  # root may write anywhere: simulated
+    with pytest.raises(FileNotFoundError, match="Read-only file system"):
+        lab.load_images("mnist", tmp_path / "data")
+
+
+def test_the_time_limit_of_other_connections_is_left_alone(tmp_path, downloads):
+    import socket
+
+    before = socket.getdefaulttimeout()
+    lab.load_images("mnist", tmp_path)
+    assert downloads
+    assert socket.getdefaulttimeout() == before
+
+
+# -------------------------------------------------------------------------- hostile files
+
+
+def mutate(content, rng):
+    """A cut, a longer, a file with another header, or one with a few bits flipped."""
+    data = bytearray(content)
+    match rng.integers(4):
+        case 0:
+            return bytes(data[: rng.integers(len(data))])
+        case 1:
+            return content + rng.bytes(rng.integers(1, 50))
+        case 2:
+            spot = rng.integers(8)
+            data[spot] ^= rng.integers(1, 256)
+        case _:
+            for spot in set(rng.integers(len(data), size=rng.integers(1, 4)).tolist()):
+                data[spot] ^= 1 << rng.integers(8)
+    return bytes(data)
+
+
+def test_a_thousand_mutated_files_are_refused_by_name(root, files):
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(1000):
+        name = str(rng.choice(list(files)))
+        path = root / "MNIST" / "raw" / name
+        path.write_bytes(mutate(files[name], rng))
+        with pytest.raises(ValueError, match="not the published file") as error:
+            lab.load_images("mnist", root)
+        refused += str(path) in str(error.value) and "delete it" in str(error.value)
+        path.write_bytes(files[name])
+    assert refused == 1000
+    assert lab.load_images("mnist", root).name == "MNIST"  # the files were to blame, nothing else
+
+
+@pytest.mark.parametrize("name", ["mnist", "auto"])
+def test_an_altered_file_is_an_error_and_no_reason_to_take_other_data(root, name):
+    (root / "MNIST" / "raw" / TRAIN_IMAGES).write_bytes(b"")
+    with pytest.raises(ValueError, match=TRAIN_IMAGES):
+        lab.load_images(name, root)
+
+
+def test_a_gzip_bomb_is_neither_unpacked_nor_read(root):
+    bomb = gzip.compress(bytes(50_000_000))
+    (root / "MNIST" / "raw" / TRAIN_IMAGES).write_bytes(bomb)
+    (root / "MNIST" / "raw" / f"{TRAIN_IMAGES}.gz").write_bytes(bomb)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=TRAIN_IMAGES):
+        lab.load_images("mnist", root)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5_000_000
+
+
+def test_a_huge_file_is_refused_before_it_is_read(root):
+    with open(root / "MNIST" / "raw" / TRAIN_IMAGES, "r+b") as file:
+        file.truncate(10**12)  # sparse: it takes no space
+    with pytest.raises(ValueError, match=TRAIN_IMAGES):
+        lab.load_images("mnist", root)
+
+
+@pytest.mark.parametrize("linked", ["MNIST", "MNIST/raw", f"MNIST/raw/{TRAIN_IMAGES}"])
+def test_a_link_out_of_the_folder_is_refused(root, tmp_path, linked):
+    shutil.move(root / linked, tmp_path / "outside")
+    (root / linked).symlink_to(tmp_path / "outside")
+    with pytest.raises(ValueError, match=r"leads out of.*VAE_LAB_DATA"):
+        lab.load_images("mnist", root)
+
+
+def test_a_link_to_the_folder_itself_is_followed(root, tmp_path):
+    (tmp_path / "link").symlink_to(root)
+    assert lab.load_images("mnist", tmp_path / "link").name == "MNIST"
+
+
+def test_a_dangling_link_is_replaced_and_never_written_through(root, tmp_path, downloads):
+    path = root / "MNIST" / "raw" / TRAIN_IMAGES
+    path.unlink()
+    path.symlink_to(tmp_path / "target")
+    assert lab.load_images("mnist", root).name == "MNIST"
+    assert downloads
+    assert not path.is_symlink()
+    assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize("hostile", [False, True])
+def test_the_processed_files_of_old_torchvision_are_never_read(root, tmp_path, hostile):
+    processed = root / "MNIST" / "processed"
+    processed.mkdir()
+    trace = tmp_path / "executed"
+    other = io.BytesIO()
+    torch.save((torch.zeros(3, 4, 6, dtype=torch.uint8), torch.zeros(3).long()), other)
+    content = pickle.dumps(Executed(trace)) if hostile else other.getvalue()
+    for name in ("training.pt", "test.pt"):
+        (processed / name).write_bytes(content)
+    assert lab.load_images("mnist", root).train.images.shape == (12, 1, 4, 6)
+    assert not trace.exists()
+
+
+# --------------------------------------------------------------------------- transforms
+
+RAW = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+
+
+def test_scale_divides_by_255():
+    assert torch.equal(lab.scale(RAW).flatten(), torch.arange(256) / 255)
+
+
+def test_dequantize_adds_uniform_noise_within_every_level():
+    x = lab.dequantize(RAW.expand(2000, -1, -1, -1))
+    u = (x.double() * 256 - RAW).flatten()
+    assert (u.min() >= 0, u.max() <= 1) == (True, True)  # 1 itself by rounding to float32
+    assert within(u, 0.5)
+    assert within((u - 0.5) ** 2, 1 / 12)
+
+
+def test_binarize_draws_ink_with_the_grey_value_as_probability():
+    x = lab.binarize(RAW.expand(4000, -1, -1, -1))
+    assert set(x.unique().tolist()) == {0.0, 1.0}
+    assert within(x.double(), RAW[0].double() / 255)
+
+
+@pytest.mark.parametrize("transform", [lab.dequantize, lab.binarize])
+def test_random_transforms_draw_anew_each_time(transform):
+    assert not torch.equal(transform(RAW), transform(RAW))
+
+
+@pytest.mark.parametrize("transform", [lab.scale, lab.dequantize, lab.binarize])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.bool])
+def test_a_transform_takes_raw_bytes_only(transform, dtype):
+    with pytest.raises(TypeError, match="uint8"):
+        transform(torch.zeros(2, 2, dtype=dtype))
+
+
+@pytest.mark.parametrize("transform", [lab.scale, lab.dequantize, lab.binarize])
+def test_a_transform_stays_on_its_device(transform):
+    result = transform(torch.zeros(2, 3, dtype=torch.uint8, device="meta"))
+    assert (result.device.type, result.shape, result.dtype) == ("meta", (2, 3), torch.float32)

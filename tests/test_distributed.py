@@ -1,0 +1,263 @@
+"""Several processes: the same mathematics as one, each point once, and an end when one dies."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import quick_processes, run, tiny_vae
+from torch.distributions import Independent, Normal
+
+import vae_helpers as lab
+
+N = 101  # prime: no number of processes divides it
+POINTS = torch.randn(N, 6, generator=torch.Generator().manual_seed(0)).double()
+NOISY = {"epochs": 4, "batch_size": 16}
+CALLS = 1 + 4 * (7 + 1)  # of the transform, in each process: evaluations and steps
+BEGUN = 1 + 2 * (7 + 1)  # calls in the first two epochs
+TRAIN = Path(lab.__file__).with_name("train.py")
+
+
+class Still(Normal):
+    """A normal whose sample is its mean, so that two runs can be compared number by number."""
+
+    def rsample(self, sample_shape=torch.Size()):  # noqa: B008
+        return self.mean.expand(self._extended_shape(sample_shape))
+
+
+class StillEncoder(lab.EncoderGaussian):
+    def distribution(self, out):
+        q = super().distribution(out).base_dist
+        return Independent(Still(q.loc, q.scale), 1)
+
+
+def still_vae():
+    torch.manual_seed(0)
+    model = tiny_vae(beta=2.5)
+    model.encoder = StillEncoder(model.encoder.net)
+    return model.double()
+
+
+def noisy_vae():
+    torch.manual_seed(0)
+    return tiny_vae().double()
+
+
+class Drawing:
+    """A transform that draws random numbers, keeps them, and can interrupt the run."""
+
+    def __init__(self, interrupt_at=None):
+        self.drawn, self.interrupt_at = [], interrupt_at
+
+    def __call__(self, x):
+        if len(self.drawn) == self.interrupt_at:
+            raise KeyboardInterrupt
+        self.drawn.append(torch.rand(()).item())
+        return x + 0.1 * torch.rand_like(x)
+
+
+def scenarios(rank, world, folder):
+    """What each process does; the same fits in the same order."""
+    seen = {}
+
+    def trained(name, model, data=POINTS, **settings):
+        history = run(model, data, **settings)
+        seen[name] = {
+            "mean": history.train_mean, "train": history.train, "test": history.test,
+            "weights": model.state_dict(),
+            "gradient": {key: p.grad for key, p in model.named_parameters()},
+        }  # fmt: skip
+
+    # Processes that do not agree on the weights at first: the first one's hold.
+    strangers = still_vae() if rank == 0 else tiny_vae(beta=2.5)
+    strangers.encoder = StillEncoder(strangers.encoder.net)
+    trained("full batch", strangers.double(), batch_size=N)
+    # With so small a step the weights stay, and every batch meets the initial model.
+    standing = {"lr": 1e-15, "schedule": "constant"}
+    trained("batches", still_vae(), batch_size=16, **standing)
+    trained("last batch of one", still_vae(), POINTS[:97], batch_size=16, **standing)
+    trained("one test point", still_vae(), test=POINTS[:1], **standing)
+    # Checkpoints in folders of their own, as on machines without a common disk.
+    mine = folder / str(rank)
+    mine.mkdir()
+    drawing = Drawing()
+    trained("whole", noisy_vae(), transform=drawing, checkpoint=mine / "whole.pt", **NOISY)
+    seen["drawn"] = drawing.drawn
+    for part, stop in (("begun", BEGUN), ("continued", None)):
+        trained(part, noisy_vae(), transform=Drawing(stop), checkpoint=mine / "parts.pt", **NOISY)
+        if rank == 0:
+            shutil.copy(mine / "parts.pt", mine / f"{part}.pt")
+    if world == 3:  # go on with what two processes began
+        begun = folder.parent / "2" / "0" / "begun.pt"
+        trained("moved", noisy_vae(), transform=Drawing(), checkpoint=begun, **NOISY)
+    return seen
+
+
+def process(rank, world, folder):
+    warnings.simplefilter("error")
+    meeting = (folder / "meeting").as_uri()
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
+    torch.save(scenarios(rank, world, folder), folder / f"{rank}.seen")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What two processes left behind, and then three."""
+    context, folder = quick_processes(), tmp_path_factory.mktemp("processes")
+    for world in (2, 3):
+        here = folder / str(world)
+        here.mkdir()
+        started = [context.Process(target=process, args=(r, world, here)) for r in range(world)]
+        for child in started:
+            child.start()
+        for child in started:
+            child.join(120)  # a process that waits for ever is a bug, not a reason to wait
+            child.kill()
+        assert [child.exitcode for child in started] == [0] * world
+    return folder
+
+
+@pytest.fixture(params=[2, 3])
+def world(request):
+    return request.param
+
+
+@pytest.fixture
+def seen(folder, world):
+    """By process, by scenario."""
+    ranks = range(world)
+    return [torch.load(folder / f"{world}/{r}.seen", weights_only=False) for r in ranks]
+
+
+def contributions(points):
+    """Every point's −ELBO from the formula, under the initial weights."""
+    with torch.no_grad():
+        return -still_vae().elbo(points).value.numpy()
+
+
+def test_a_full_batch_step_is_that_of_one_process(seen):
+    model = still_vae()
+    model.loss(POINTS).backward()
+    for there in seen:
+        there = there["full batch"]
+        assert there["mean"] == pytest.approx(contributions(POINTS).mean(), abs=1e-5)
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(there["gradient"][name], parameter.grad, atol=1e-5, rtol=0)
+            assert parameter.grad.abs().max() > 1e-2, "too small a gradient proves nothing"
+
+
+@pytest.mark.parametrize(
+    ("scenario", "points"),
+    [("batches", N), ("last batch of one", 97), ("one test point", N)],
+)
+def test_each_point_counts_once(seen, scenario, points):
+    expected = contributions(POINTS[:points])[None]
+    for there in seen:
+        np.testing.assert_allclose(there[scenario]["train"], expected, atol=1e-5)
+        ends = expected[:, : there[scenario]["test"].shape[1]]
+        np.testing.assert_allclose(there[scenario]["test"], np.repeat(ends, 2, 0), atol=1e-5)
+
+
+def test_processes_agree_on_weights_and_history(seen):
+    first, *others = seen
+    for other in others:
+        for name in first.keys() - {"drawn"}:
+            np.testing.assert_array_equal(other[name]["train"], first[name]["train"])
+            np.testing.assert_array_equal(other[name]["test"], first[name]["test"])
+            for key, value in first[name]["weights"].items():
+                assert torch.equal(other[name]["weights"][key], value)
+
+
+def test_randomness_is_independent(seen, world):
+    drawn = [value for there in seen for value in there["drawn"]]
+    assert len(drawn) == world * CALLS
+    repeated = world * NOISY["epochs"]  # evaluation meets the same noise each time
+    assert len(set(drawn)) == len(drawn) - repeated
+
+
+def test_only_the_first_process_writes_and_all_continue(seen, world, folder):
+    files = [sorted(os.listdir(folder / f"{world}/{rank}")) for rank in range(world)]
+    assert files == [["begun.pt", "continued.pt", "parts.pt", "whole.pt"], *[[]] * (world - 1)]
+    for there in seen:
+        np.testing.assert_array_equal(there["continued"]["train"], there["whole"]["train"])
+        for name, value in there["whole"]["weights"].items():
+            assert torch.equal(there["continued"]["weights"][name], value)
+
+
+def test_another_number_of_processes_goes_on(folder):
+    two = torch.load(folder / "2/0.seen", weights_only=False)["begun"]["train"]
+    three = torch.load(folder / "3/0.seen", weights_only=False)["moved"]["train"]
+    path = folder / "3/0/begun.pt"  # and one process, from what three began
+    one = run(noisy_vae(), POINTS, transform=Drawing(), checkpoint=path, **NOISY).train
+    assert two.shape == (2, N)
+    assert one.shape == three.shape == (4, N)
+    np.testing.assert_array_equal(three[:2], two)
+    begun = torch.load(folder / "3/0.seen", weights_only=False)["begun"]["train"]
+    np.testing.assert_array_equal(one[:2], begun)
+
+
+@pytest.fixture
+def second_of_three(monkeypatch):
+    """What can be seen without the others: the errors that come before any communication."""
+    monkeypatch.setattr(lab, "_process", lambda: (1, 3))
+    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", lambda model: model)
+
+
+@pytest.mark.parametrize(("points", "batch_size"), [(POINTS[:2], 128), (POINTS, 2)])
+def test_each_process_needs_a_point_of_each_batch(second_of_three, points, batch_size):
+    with pytest.raises(ValueError, match="3 processes cannot share batches of 2"):
+        run(still_vae(), points, batch_size=batch_size)
+
+
+def test_a_stream_is_not_split_among_processes(second_of_three):
+    class Stream(torch.utils.data.IterableDataset):
+        def __len__(self):
+            return N
+
+        def __iter__(self):
+            return iter(POINTS)
+
+    with pytest.raises(ValueError, match="several processes need a dataset with indices"):
+        run(still_vae(), Stream())
+
+
+def test_a_killed_worker_ends_torchrun_and_the_checkpoint_goes_on(tmp_path):
+    arguments = [
+        "--dataset=digits", "--decoder=bernoulli", "--hidden=16", "--latents=2", "--epochs=150",
+        f"--out={tmp_path}",
+    ]  # fmt: skip
+    runner = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
+    started = subprocess.Popen(
+        [*runner, "3", TRAIN, *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
+    )  # fmt: skip
+    said = ""
+    with started:
+        for line in started.stdout:
+            said += line
+            if "epoch 3/150" in line:
+                break
+        workers = psutil.Process(started.pid).children(recursive=True)
+        (second,) = [w for w in workers if w.environ().get("RANK") == "1"]
+        second.kill()
+        killed = time.monotonic()
+        assert started.wait(60) != 0, said
+        assert time.monotonic() - killed < 60
+        assert not any(worker.is_running() for worker in workers)
+    assert said.count("digits: ") == 1, "only the first process speaks"
+    kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["history"]["train"]
+    assert 3 <= len(kept) < 150
+    subprocess.run([sys.executable, TRAIN, *arguments], check=True, env=environment, timeout=120)
+    history = lab.History.load(tmp_path / "history.npz")
+    assert history.train.shape == (150, 1500)
+    np.testing.assert_array_equal(history.train[: len(kept)], kept)

@@ -1,0 +1,202 @@
+"""More data than memory: files that are mapped, streams, workers, and histories that stay small."""
+
+import json
+import multiprocessing
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from conftest import run, tiny_vae
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
+
+from benchmarks.large_data import Mapped
+
+POINTS = torch.randn(103, 6, generator=torch.Generator().manual_seed(0))
+SETTINGS = {"epochs": 2, "batch_size": 16}
+
+
+class Items(Dataset):
+    """One point at a time, with a label, as most datasets do."""
+
+    def __len__(self):
+        return len(POINTS)
+
+    def __getitem__(self, index):
+        return POINTS[index], 0
+
+
+class Stream(IterableDataset):
+    """A stream, of which each worker reads its share."""
+
+    def __init__(self, points=POINTS, announced=None):
+        self.points, self.announced = points, announced or len(points)
+
+    def __len__(self):
+        return self.announced
+
+    def __iter__(self):
+        worker = get_worker_info()
+        return iter(self.points[worker.id :: worker.num_workers] if worker else self.points)
+
+
+class Failing(Items):
+    def __getitem__(self, index):
+        if index == 50:
+            raise OSError("the disk has gone")
+        return super().__getitem__(index)
+
+
+@pytest.fixture
+def mapped(tmp_path):
+    np.save(tmp_path / "points.npy", POINTS.numpy())
+    return Mapped(tmp_path / "points.npy")
+
+
+def trained(data, **settings):
+    """The history, and the weights in a row."""
+    torch.manual_seed(0)
+    model = tiny_vae()
+    history = run(model, data, test=POINTS, **SETTINGS | settings)
+    return history, torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["mapped", "items"])
+def test_where_the_points_lie_makes_no_difference(kind, workers, mapped):
+    # A loader draws one number from the generator of the noise, a tensor needs no loader.
+    history, weights = trained(mapped if kind == "mapped" else Items(), workers=workers)
+    again, same = trained(Items(), workers=0)
+    assert torch.equal(weights, same)
+    np.testing.assert_array_equal(history.train, again.train)
+    still, _ = trained(POINTS, lr=1e-12, schedule="constant")
+    here, _ = trained(mapped if kind == "mapped" else Items(), lr=1e-12, schedule="constant")
+    # Every point in its own place: with fixed weights only the noise of a point differs.
+    assert np.corrcoef(still.train[0], here.train[0])[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_stream_gives_each_point_once(workers):
+    """Shares of workers end in batches that are not full: 103 points, 16 a batch."""
+    seen = []
+
+    def keep(x):
+        seen.append(x)
+        return x
+
+    history, _ = trained(Stream(), epochs=1, workers=workers, transform=keep)
+    assert history.train.shape == (1, 103)
+    x = torch.cat(seen[1:-1])  # between the evaluations
+    assert {len(batch) for batch in seen[1:-2]} == {16}
+    assert torch.equal(x.sort(0).values, POINTS.sort(0).values)
+
+
+@pytest.mark.parametrize("announced", [102, 104, 112, 200])
+def test_a_stream_of_another_length_is_refused(announced):
+    with pytest.raises(ValueError, match=f"train did not give the {announced} points"):
+        trained(Stream(announced=announced))
+
+
+def test_a_stream_that_every_worker_reads_as_a_whole_is_refused():
+    class Careless(Stream):
+        def __iter__(self):
+            return iter(self.points)
+
+    with pytest.raises(ValueError, match="train did not give the 103 points"):
+        trained(Careless(), workers=2)
+
+
+def children():
+    return [p for p in psutil.Process().children() if "forkserver" not in " ".join(p.cmdline())]
+
+
+@pytest.mark.parametrize("end", ["finished", "interrupted", "failed"])
+def test_workers_shut_down(end):
+    before, at_work = len(children()), []
+
+    def look(history):
+        at_work.append(len(history))
+        if end == "interrupted":
+            raise KeyboardInterrupt
+
+    def count(x):
+        at_work.append(len(children()) - before)
+        return x
+
+    data = Failing() if end == "failed" else Items()
+    if end == "failed":
+        with pytest.raises(OSError, match="the disk has gone"):
+            trained(data, workers=2, transform=count)
+    else:
+        trained(data, workers=2, transform=count, progress=look)
+    assert max(at_work) >= 2, "there were workers"
+    assert len(children()) == before
+    assert not multiprocessing.active_children()
+
+
+def test_a_cloud_keeps_the_history_small_and_the_averages_whole():
+    points = POINTS.repeat(20, 1)
+    whole, weights = trained(points, epochs=6)
+    thin, same = trained(points, epochs=6, cloud=50)
+    assert torch.equal(weights, same), "what is kept does not change what is learned"
+    assert thin.train.shape == (6, 50)
+    assert thin.test.shape == (7, 50)
+    np.testing.assert_array_equal(thin.train_mean, whole.train_mean)
+    np.testing.assert_array_equal(thin.test_se, whole.test_se)
+    # The same points in every epoch, each once: columns of the whole.
+    columns = [np.flatnonzero((whole.train == column[:, None]).all(0)) for column in thin.train.T]
+    assert all(len(found) == 1 for found in columns)
+    assert len({int(found[0]) for found in columns}) == 50
+
+
+LARGE = 2_000_000
+LIMIT = 1.5e9
+
+# In a process of its own, whose resident memory is that of this run alone.
+LARGE_RUN = """
+import json, resource, sys, threading, time
+import psutil
+from test_large_data import Mapped, tiny_vae, torch
+import vae_helpers as lab
+
+torch.set_num_threads(1)
+peak, over = 0, threading.Event()
+def watch():
+    global peak
+    while not over.wait(0.05):
+        peak = max(peak, psutil.Process().memory_info().rss)
+watcher = threading.Thread(target=watch)
+watcher.start()
+data = Mapped(sys.argv[1])
+kept = []
+history = lab.fit(
+    tiny_vae((16,)), data, torch.zeros(10, 16), epochs=2, batch_size=8192, cloud=1000,
+    device="cpu", precision="float32", progress=lambda h: kept.append(h.train.nbytes),
+)
+over.set()
+watcher.join()
+print(json.dumps({"peak": peak, "kept": kept, "shape": history.train.shape,
+                  "first": history.train_mean[0], "last": history.train_mean[-1]}))
+"""
+
+
+def test_2_million_points_in_a_file_under_a_limit_of_memory(tmp_path):
+    path = tmp_path / "points.npy"
+    rng, parts = np.random.default_rng(0), 20
+    file = np.lib.format.open_memmap(path, "w+", np.float32, (LARGE, 16))
+    for part in np.array_split(file, parts):
+        part[:] = rng.standard_normal(part.shape, np.float32)
+    del file, part
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", LARGE_RUN, path],
+        capture_output=True, text=True, cwd=Path(__file__).parent, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["peak"] < LIMIT
+    assert told["shape"] == [2, 1000]
+    assert told["kept"] == [4000, 8000], "1,000 float32 per epoch"
+    assert told["last"] < told["first"], "and it learns"

@@ -1,0 +1,221 @@
+"""``train.py`` from the command line: what it leaves, what it says, and how it ends."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import train
+import vae_helpers as lab
+
+SCRIPT = Path(train.__file__)
+SMALL = ["--dataset=digits", "--decoder=bernoulli", "--hidden", "16", "--latents=2", "--epochs=4"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
+
+
+def told(folder):
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder of a run in a process of its own, and what it said."""
+    folder = tmp_path_factory.mktemp("run") / "a" / "b"
+    command = [sys.executable, SCRIPT, *SMALL, "--prior=mixture", "--components=5", "--samples=10"]
+    run = subprocess.run(
+        [*command, f"--out={folder}", f"--save-settings={folder.parents[1] / 'settings.json'}"],
+        capture_output=True, text=True, encoding="utf-8", env=ENVIRONMENT,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    return folder, run
+
+
+def test_a_log_file_gets_plain_lines(finished):
+    _, run = finished
+    assert run.stderr == ""
+    first, *epochs, last = run.stdout.splitlines()
+    assert first == "digits: 1,500 train + 297 test images, 1 × 8 × 8"
+    number = r"-?\d+\.\d+"
+    for k, line in enumerate(epochs, 1):
+        said = rf"epoch {k}/4: -ELBO train {number}, test {number} \+/- {number}, {number} s"
+        assert re.fullmatch(said, line)
+    assert len(epochs) == 4
+    assert re.match(r"4 epochs, \d+ s", last)
+    assert not re.search(r"[\r\x1b]", run.stdout)
+
+
+def test_results_agree_with_the_history(finished):
+    folder, _ = finished
+    files = ["checkpoint.pt", "history.npz", "learning_curve.png", "learning_curve.svg"]
+    assert sorted(os.listdir(folder)) == [*files, "results.json"]
+    history, results = lab.History.load(folder / "history.npz"), told(folder)
+    assert history.train.shape == (4, 1500)
+    for split, cloud in (("train", history.train), ("test", history.test)):
+        values = cloud[-1].astype(float)
+        told_of_split = results[f"{split}_negative_elbo"]
+        assert told_of_split["mean"] == pytest.approx(values.mean(), abs=1e-5)
+        error = values.std(ddof=1) / len(values) ** 0.5
+        assert told_of_split["se"] == pytest.approx(error, rel=1e-5)
+    assert results["convergence"]["verdict"] == history.convergence().verdict
+    assert results["epochs"] == results["settings"]["epochs"] == 4
+    assert results["seconds"] == pytest.approx(history.seconds.sum())
+    assert results["dataset"] == "digits"
+    assert results["train_images"] + results["test_images"] == 1797
+    assert results["versions"]["torch"] == torch.__version__
+    assert results["processes"] == 1
+    # Ten samples give a tighter bound than one.
+    bound, estimate = results["test_negative_elbo"], results["test_negative_log_p"]
+    assert bound["mean"] - 3 < estimate["mean"] < bound["mean"]
+    assert 0 < estimate["se"] < 2 * bound["se"]
+
+
+def test_the_figure_is_one(finished):
+    folder, _ = finished
+    assert (folder / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    svg = (folder / "learning_curve.svg").read_text(encoding="utf-8")
+    assert "nats per image" in svg
+
+
+def test_settings_given_back_make_the_same_run(finished, tmp_path):
+    folder, _ = finished
+    settings = folder.parents[1] / "settings.json"
+    assert told(folder)["settings"] == json.loads(settings.read_text(encoding="utf-8"))
+    assert train.main([f"--settings={settings}", f"--out={tmp_path}", "--samples=0"]) == 0
+    again, first = told(tmp_path), told(folder)
+    assert again["settings"] == first["settings"] | {"samples": 0}, "the command line wins"
+    assert again["test_negative_elbo"] == first["test_negative_elbo"]
+    assert "test_negative_log_p" not in again
+
+
+def test_the_same_command_again_trains_no_more(finished, capsys):
+    folder, _ = finished
+    before = (folder / "checkpoint.pt").stat().st_mtime_ns
+    settings = f"--settings={folder.parents[1] / 'settings.json'}"
+    assert train.main([settings, f"--out={folder}"]) == 0
+    assert "epoch" not in capsys.readouterr().out.replace("4 epochs", "")
+    assert (folder / "checkpoint.pt").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("decoder", ["gaussian", "continuous-bernoulli"])
+def test_other_parts(decoder, tmp_path):
+    chosen = [f"--decoder={decoder}", "--network=conv", "--epochs=1", "--kl=sampled", "--cloud=50"]
+    assert train.main([*SMALL, *chosen, "--beta=0.5", f"--out={tmp_path}"]) == 0
+    assert told(tmp_path)["convergence"] is None, "an epoch says nothing of it"
+    assert lab.History.load(tmp_path / "history.npz").train.shape == (1, 50)
+
+
+def test_help_is_complete(capsys):
+    with pytest.raises(SystemExit, match=r"^0$"):
+        train.main(["--help"])
+    text = capsys.readouterr().out
+    source = SCRIPT.read_text(encoding="utf-8")
+    options = re.findall(r'add\("(--[\w-]+)"', source)
+    assert len(options) > 15
+    for option in options:
+        assert re.search(rf"^  {option}\b.*(\n {{5,}}.*)*[a-z|]{{2}}", text, re.MULTILINE), option
+    assert "torchrun" in text
+    assert "Exit codes" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required: --out"),
+        (["--out=x", "--epochs=0"], "--epochs: must be at least 1, got 0"),
+        (["--out=x", "--epochs=many"], "--epochs: invalid"),
+        (["--out=x", "--hidden", "16", "-1"], "--hidden: must be at least 1"),
+        (["--out=x", "--decoder=poisson"], "--decoder: invalid choice: 'poisson'"),
+        (["--out=x", "--epoch=3"], "unrecognized arguments: --epoch"),
+        (["--out=x", "--lr=-1"], "lr must be positive"),
+        (["--out=x", "--beta=nan"], "beta must be a finite number"),
+        (["--out=x", "--device=mps"], "--device mps is not there"),
+        (["--out=x", "--dataset=mnist", "--root=/nowhere/at/all"], "MNIST is not in"),
+        (["--out=taken"], "taken"),
+        (["--out=x", "--settings=none.json"], "none.json"),
+        (["--out=x", "--settings=list.json"], "list.json: expected"),
+        (["--out=x", "--settings=broken.json"], "broken.json"),
+        (["--out=x", "--settings=unknown.json"], "unrecognized arguments: --colour red"),
+        (["--out=x", "--settings=wrong.json"], "--prior: invalid choice: 'none'"),
+    ],
+)
+def test_bad_input_is_told_in_a_line(arguments, message, tmp_path, monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.MNIST", refuse)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    Path("taken").write_text("a file")
+    for name, text in {
+        "list": "[1]", "broken": '{"epochs": ', "unknown": '{"colour": "red"}',
+        "wrong": '{"prior": "none"}',
+    }.items():  # fmt: skip
+        Path(f"{name}.json").write_text(text)
+    try:
+        # The given arguments last: they win.
+        code = train.main(["--dataset=digits", *arguments])
+    except SystemExit as exit:
+        code = exit.code
+    said = capsys.readouterr().err
+    assert code == 1
+    assert said.startswith("train.py: ")
+    assert said.count("\n") == 1
+    assert message in said
+
+
+def test_a_checkpoint_of_other_settings_is_told_in_a_line(finished, capsys):
+    folder, _ = finished
+    settings = f"--settings={folder.parents[1] / 'settings.json'}"
+    assert train.main([settings, f"--out={folder}", "--lr=0.5"]) == 1
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"train\.py: .*checkpoint\.pt .*lr \(0\.003 there, 0\.5 here\).*\n", said)
+
+
+def test_numbers_that_run_away_are_told_in_a_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(train.DECODERS, "gaussian", (lab.DecoderGaussian, lambda x: x / 0.0))
+    arguments = ["--dataset=digits", "--decoder=gaussian", "--epochs=1", f"--out={tmp_path}"]
+    assert train.main(arguments) == 1
+    assert re.fullmatch(r"train\.py: .* not finite .*\n", capsys.readouterr().err)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a terminal and its Ctrl-C")
+def test_ctrl_c_on_a_terminal_keeps_the_checkpoint(tmp_path):
+    """A bar on the terminal; exit code 130; the same command continues to the same numbers."""
+    import fcntl
+    import pty
+    import termios
+
+    arguments = [*SMALL, "--epochs=300", f"--out={tmp_path}"]
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))  # a window has a size
+    with subprocess.Popen(
+        [sys.executable, SCRIPT, *arguments], stdout=theirs, stderr=theirs, env=ENVIRONMENT
+    ) as run:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # once the other end is closed
+            while part := os.read(ours, 4096):
+                shown += part
+                if shown.count(b"\r") == 20:
+                    run.send_signal(signal.SIGINT)
+        assert run.wait(60) == 130, shown
+    os.close(ours)
+    assert "step/s" in shown.decode()
+    assert "epoch 1/" not in shown.decode()
+    assert "interrupted; the same command continues" in shown.decode()
+    assert "Traceback" not in shown.decode()
+    kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["history"]
+    assert 0 <= len(kept["seconds"]) < 300
+    assert train.main(arguments) == 0
+    history = lab.History.load(tmp_path / "history.npz")
+    np.testing.assert_array_equal(history.train[: len(kept["seconds"])], kept["train"])
+    assert len(history) == 300

@@ -1,0 +1,562 @@
+"""``fit`` and ``evaluate``: what the history says is what happened, for every kind of data."""
+
+import copy
+import math
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+from conftest import generator_states, run, tiny_vae
+from torch import nn
+from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
+
+import vae_helpers as lab
+
+STILL = {"lr": 1e-12}  # training that changes nothing to speak of
+
+
+def points(n=20, dims=6):
+    return torch.randn(n, dims, generator=torch.Generator().manual_seed(0))
+
+
+# ----------------------------------------------------------- what the history is made of
+
+
+class Spied(lab.VAE):
+    """A VAE that keeps what each pass in training mode was given and what it computed."""
+
+    def __init__(self, *parts, **options):
+        super().__init__(*parts, **options)
+        self.seen = []
+
+    def elbo(self, x):
+        result = super().elbo(x)
+        if self.training:
+            self.seen.append((x, -result.value.detach()))
+        return result
+
+
+def test_the_train_row_is_what_the_training_pass_computed_in_the_order_of_the_data():
+    plain = tiny_vae()
+    vae = Spied(plain.encoder, plain.decoder, plain.prior)
+    data = points(10)
+    data[:, 0] = torch.arange(10)  # each point carries its place
+    history = run(vae, data, epochs=3, batch_size=4)
+    assert len(vae.seen) == 9  # the curve costs no further pass
+    for epoch in range(3):
+        x, values = (torch.cat(parts) for parts in zip(*vae.seen[3 * epoch :][:3], strict=True))
+        row = torch.empty(10)
+        row[x[:, 0].long()] = values
+        assert np.array_equal(history.train[epoch], row.numpy())
+    orders = [vae.seen[3 * epoch][0][:, 0].tolist() for epoch in range(3)]
+    assert orders[0] != orders[1] != orders[2]
+
+
+def test_each_epoch_visits_every_point_once():
+    plain = tiny_vae()
+    vae = Spied(plain.encoder, plain.decoder, plain.prior)
+    data = points(11)
+    run(vae, data, batch_size=4)
+    visited = torch.cat([x for x, _ in vae.seen])
+    assert sorted(map(tuple, visited.tolist())) == sorted(map(tuple, data.tolist()))
+    assert [len(x) for x, _ in vae.seen] == [4, 4, 3]
+
+
+def test_the_history_has_a_row_per_epoch_and_one_before_the_first():
+    history = run(tiny_vae(), points(10), test=points(7), epochs=3)
+    assert (history.train.shape, history.test.shape) == ((3, 10), (4, 7))
+    assert history.train.dtype == history.test.dtype == np.float32
+    assert len(history) == len(history.seconds) == 3
+    assert (history.seconds > 0).all()
+    assert np.allclose(history.train_mean, history.train.mean(1), rtol=1e-5)
+    assert np.allclose(history.test_mean, history.test.mean(1), rtol=1e-5)
+    assert np.allclose(history.test_se, history.test.std(1, ddof=1) / math.sqrt(7), rtol=1e-5)
+
+
+def test_the_row_before_the_first_epoch_is_of_the_untrained_model():
+    vae, data = tiny_vae(), points()
+    untrained = lab.evaluate(copy.deepcopy(vae), data, device="cpu", precision="float32")
+    history = run(vae, data, epochs=2)
+    assert np.array_equal(history.test[0], -untrained.value.numpy())
+    trained = lab.evaluate(vae, data, device="cpu", precision="float32")
+    assert np.array_equal(history.test[-1], -trained.value.numpy())
+    assert not np.array_equal(history.test[0], history.test[-1])
+
+
+def test_evaluation_meets_the_same_noise_in_each_epoch():
+    history = run(tiny_vae(), points(), epochs=3, **STILL)
+    assert np.allclose(history.test, history.test[0], atol=1e-5)
+    assert not np.allclose(history.train[0], history.train[1], atol=1e-2)  # training does not
+
+
+def test_the_curve_shows_the_elbo_whatever_beta_is():
+    vae, histories = tiny_vae(), []
+    for vae.beta in (1, 0, 50):
+        histories.append(run(copy.deepcopy(vae), points(), **STILL))
+    for history in histories[1:]:
+        assert np.allclose(history.train, histories[0].train, atol=1e-5)
+        assert np.allclose(history.test, histories[0].test, atol=1e-5)
+
+
+def test_beta_decides_between_rate_and_distortion():
+    kl = []
+    for beta in (0.01, 1, 100):
+        torch.manual_seed(0)
+        vae = tiny_vae(beta=beta)
+        run(vae, points(), epochs=40, lr=0.03)
+        kl.append(lab.evaluate(vae, points(), device="cpu").kl.mean())
+    assert kl[0] > kl[1] > 10 * kl[2]
+
+
+# ------------------------------------------------------------------ every kind of data set
+
+
+class Mapped(Dataset):
+    """A map-style dataset that serves one item at a time."""
+
+    def __init__(self, x, item=lambda row, i: row):
+        self.x, self.item = x, item
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        return self.item(self.x[i], i)
+
+
+class Lists(Mapped):
+    """One that serves whole index lists as well, as items."""
+
+    def __getitems__(self, index):
+        return [self[i] for i in index]
+
+
+class Batches(Mapped):
+    """One that serves whole index lists as a batch."""
+
+    def __getitems__(self, index):
+        return self.x[index], index
+
+
+class Shifted(TensorDataset):
+    """A TensorDataset that gives other items than its tensors hold."""
+
+    def __getitem__(self, i):
+        return (self.tensors[0][i] + 1,)
+
+
+class Stream(IterableDataset):
+    def __init__(self, x, announced=None):
+        self.x, self.announced = x, announced or len(x)
+
+    def __len__(self):
+        return self.announced
+
+    def __iter__(self):
+        return iter(self.x)
+
+
+DATASETS = {
+    "tensor": lambda x: x,
+    "array": lambda x: x.numpy(),
+    "TensorDataset": lambda x: TensorDataset(x),
+    "TensorDataset with labels": lambda x: TensorDataset(x, torch.arange(len(x))),
+    "its subclass": lambda x: Shifted(x - 1),
+    "map-style": Mapped,
+    "map-style with labels": lambda x: Mapped(x, lambda row, i: (row, i)),
+    "map-style of lists": lambda x: Mapped(x, lambda row, i: [row, i]),
+    "map-style of arrays": lambda x: Mapped(x, lambda row, i: (row.numpy(), "a name")),
+    "index lists": Lists,
+    "index lists with labels": lambda x: Lists(x, lambda row, i: (row, i)),
+    "whole batches": Batches,
+    "subset": lambda x: Subset(Mapped(x), range(len(x))),
+    "list": list,
+    "iterable": Stream,
+}
+
+
+@pytest.mark.parametrize("kind", DATASETS)
+def test_every_kind_of_data_set_gives_each_point_its_own_value(linear, kind):
+    # With the posterior as q a point's −ELBO is −log p(x), so the truth of each row is known.
+    x = linear.data(11)
+    history = run(linear.vae(analytic_kl=False), DATASETS[kind](x), batch_size=4, **STILL)
+    assert np.allclose(history.train, -linear.log_p(x), rtol=1e-5)
+    assert np.allclose(history.test, -linear.log_p(x), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["map-style with labels", "whole batches"])
+def test_workers_load_the_same(linear, kind):
+    x = linear.data(11)
+    data = DATASETS[kind](x)
+    history = run(linear.vae(analytic_kl=False), data, batch_size=4, workers=2, **STILL)
+    assert np.allclose(history.train, -linear.log_p(x), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("n", "batch_size"), [(1, 1), (1, 128), (8, 8), (8, 9), (8, 7), (8, 3), (8, 1)]
+)
+def test_the_curve_does_not_depend_on_the_batch_size(linear, n, batch_size):
+    x = linear.data(n)
+    history = run(linear.vae(analytic_kl=False), x, batch_size=batch_size, **STILL)
+    assert np.allclose(history.train, -linear.log_p(x), rtol=1e-5)
+    assert history.train.shape == (1, n)
+
+
+def test_a_transform_takes_raw_batches_into_the_model_s_space():
+    raw, vae = torch.randint(0, 256, (10, 6), dtype=torch.uint8), tiny_vae()
+    first = run(copy.deepcopy(vae), raw, transform=lab.scale)
+    second = run(vae, raw / 255)
+    assert np.array_equal(first.test, second.test)
+    assert np.array_equal(first.train, second.train)
+
+
+# ---------------------------------------------------------------------------- randomness
+
+
+def curve(seed, **settings):
+    torch.manual_seed(0)
+    return run(tiny_vae(), points(), epochs=3, batch_size=6, seed=seed, **settings)
+
+
+def test_the_same_seed_gives_the_same_curve_and_another_another():
+    first, again, other = curve(0), curve(0), curve(1)
+    assert np.array_equal(first.train, again.train)
+    assert np.array_equal(first.test, again.test)
+    assert not np.array_equal(first.train, other.train)
+    assert not np.array_equal(first.test, other.test)
+
+
+def test_the_curve_does_not_depend_on_what_was_drawn_before():
+    vae = tiny_vae()
+    histories = []
+    for draws in (1, 100):
+        torch.rand(draws)
+        histories.append(run(copy.deepcopy(vae), points()))
+    assert np.array_equal(histories[0].train, histories[1].train)
+
+
+def test_training_and_evaluation_leave_the_global_generators_alone():
+    vae = tiny_vae()
+    before = generator_states()
+    run(vae, Mapped(torch.zeros(9, 6, dtype=torch.uint8)), transform=lab.dequantize, epochs=2)
+    lab.evaluate(vae, points(), device="cpu")
+    assert generator_states() == before
+
+
+# ------------------------------------------------------------------ precision, schedule
+
+
+@pytest.mark.parametrize(
+    ("decoder", "transform"),
+    [(lab.DecoderGaussian, lab.dequantize), (lab.DecoderBernoulli, lab.binarize)],
+)
+def test_the_bfloat16_curve_is_that_of_float32(decoder, transform):
+    digits = lab.load_images("digits")
+    vae = tiny_vae((1, 8, 8), decoder=decoder)
+    single, half = (
+        run(
+            copy.deepcopy(vae),
+            digits.train,
+            test=digits.test,
+            epochs=3,
+            transform=transform,
+            precision=precision,
+        )
+        for precision in ("float32", "bfloat16")
+    )
+    fall = single.test_mean[0] - single.test_mean[-1]
+    assert not np.array_equal(single.train, half.train)  # it really is another precision
+    assert np.abs(single.train_mean - half.train_mean).max() < 0.01 * fall
+    assert np.abs(single.test_mean - half.test_mean).max() < 0.01 * fall
+
+
+@pytest.mark.parametrize("precision", ["auto", "float32", "bfloat16"])
+def test_float64_models_stay_float64(linear, precision):
+    vae, x = linear.vae(analytic_kl=False), linear.data(5)
+    run(vae, x, precision=precision, **STILL)
+    assert {p.dtype for p in vae.parameters()} == {torch.float64}
+    assert np.allclose(vae.elbo(x).value.detach(), linear.log_p(x), rtol=1e-6)
+
+
+def test_after_training_the_networks_compute_in_float32_again_in_evaluation_mode():
+    vae = tiny_vae()
+    run(vae, points(), precision="bfloat16")
+    seen = []
+    vae.encoder.net[-1].register_forward_hook(lambda *args: seen.append(args[-1].dtype))
+    vae.elbo(points())
+    assert seen == [torch.float32]
+    assert not vae.training
+
+
+class Climber(lab.VAE):
+    """A model whose objective is one parameter: its gradient is constant, and so Adam moves it by
+    the learning rate itself."""
+
+    def __init__(self):
+        super().__init__(nn.Identity(), nn.Identity(), nn.Identity())
+        self.height = nn.Parameter(torch.zeros(()))
+
+    def elbo(self, x):
+        return lab.Elbo(self.height.expand(len(x)), torch.zeros(len(x)))
+
+
+@pytest.mark.parametrize("schedule", ["constant", "one-cycle"])
+def test_the_learning_rate_follows_its_schedule(schedule):
+    model, path = Climber(), [0.0]
+    settings = {"epochs": 40, "lr": 0.1, "schedule": schedule}
+    run(model, points(), progress=lambda _: path.append(model.height.item()), **settings)
+    moves = np.diff(path)
+    if schedule == "constant":
+        assert np.allclose(moves, 0.1, rtol=1e-4)
+    else:
+        peak = moves.argmax()
+        assert moves[peak] == pytest.approx(0.1, rel=0.02)
+        assert 0 < peak < 10
+        assert (np.diff(moves[: peak + 1]) > 0).all()
+        assert (np.diff(moves[peak:]) < 0).all()
+        assert 0 < moves[-1] < 0.001
+
+
+def test_training_lowers_the_curve():
+    history = run(tiny_vae(), points(50), epochs=30, lr=0.02, batch_size=10)
+    assert history.train_mean[-1] < history.train_mean[0] - 1
+    assert history.test_mean[-1] < history.test_mean[0] - 1
+
+
+# ----------------------------------------------------------------------------- progress
+
+
+def test_progress_is_a_bar_or_nothing_or_a_function_of_the_history(capsys, monkeypatch):
+    run(tiny_vae(), points(), epochs=2)
+    assert capsys.readouterr() == ("", "")
+    lengths = []
+    run(tiny_vae(), points(), epochs=3, progress=lambda history: lengths.append(len(history)))
+    assert lengths == [1, 2, 3]
+    monkeypatch.delenv("TQDM_DISABLE")
+    run(tiny_vae(), points(), progress=True)
+    assert "step" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"epochs": 0},
+        {"epochs": -1},
+        {"epochs": 1.5},
+        {"batch_size": 0},
+        {"batch_size": -3},
+        {"lr": 0},
+        {"lr": -1e-3},
+        {"lr": math.nan},
+        {"lr": math.inf},
+        {"schedule": "cosine"},
+        {"precision": "float16"},
+        {"precision": torch.bfloat16},
+    ],
+    ids=str,
+)
+def test_a_setting_that_makes_no_sense_is_refused_by_name_before_anything_happens(setting):
+    vae = tiny_vae()
+    before = copy.deepcopy(vae.state_dict())
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        run(vae, points(), **setting)
+    assert all(torch.equal(before[name], value) for name, value in vae.state_dict().items())
+
+
+@pytest.mark.parametrize("empty", [torch.zeros(0, 6), [], Mapped(torch.zeros(0, 6))], ids=type)
+def test_an_empty_data_set_is_refused_by_name(empty):
+    with pytest.raises(ValueError, match="train holds no data points"):
+        run(tiny_vae(), empty, test=points())
+    with pytest.raises(ValueError, match="test holds no data points"):
+        run(tiny_vae(), points(), test=empty)
+    with pytest.raises(ValueError, match="no data points"):
+        lab.evaluate(tiny_vae(), empty, device="cpu")
+
+
+def test_a_data_set_must_know_its_length():
+    class Endless(IterableDataset):
+        def __iter__(self):
+            return iter(points())
+
+    with pytest.raises(ValueError, match="train must know its length"):
+        run(tiny_vae(), Endless(), test=points())
+
+
+def test_a_stream_that_ends_early_is_an_error_and_not_a_shorter_curve():
+    with pytest.raises(ValueError, match=r"test .*20 points that it announced"):
+        run(tiny_vae(), points(), test=Stream(points(13), announced=20))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_integer_data_without_a_transform_are_refused_with_the_three(dtype):
+    with pytest.raises(TypeError, match=r"scale.*dequantize.*binarize"):
+        run(tiny_vae(), torch.zeros(8, 6, dtype=dtype))
+
+
+def test_data_that_are_transformed_already_are_not_transformed_again():
+    with pytest.raises(TypeError, match="uint8"):
+        run(tiny_vae(), points(), transform=lab.dequantize)
+
+
+def test_grey_pixels_under_a_bernoulli_are_refused_with_the_remedy():
+    with pytest.raises(ValueError, match="binarize"):
+        run(tiny_vae(decoder=lab.DecoderBernoulli), torch.full((8, 6), 0.5))
+
+
+def test_data_of_another_shape_than_the_decoder_s_are_refused_with_both():
+    vae = tiny_vae()
+    vae.decoder = lab.DecoderGaussian(lab.mlp(2, [], (2, 3)))
+    with pytest.raises(ValueError, match=r"\(8, 6\).*\(2, 3\)"):
+        run(vae, points(8))
+
+
+def place(number):
+    """Data of which the fifth point holds this number."""
+    data = points(20)
+    data[4, 3] = number
+    return data
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_not_finite_stops_training_with_epoch_step_and_term(number):
+    steps = []
+
+    def spy(x):
+        if torch.is_grad_enabled():  # training
+            steps.append(bool(x.isfinite().all()))
+        return x
+
+    with pytest.raises(FloatingPointError) as error:
+        run(tiny_vae(), place(number), test=points(), batch_size=3, transform=spy)
+    assert steps[-1] is False
+    expected = f"epoch 1, step {len(steps)}: x is not finite for 1 of 3 data points"
+    assert str(error.value) == expected
+
+
+def test_a_number_that_is_not_finite_in_the_test_set_is_found_before_training():
+    with pytest.raises(FloatingPointError, match=r"test set, before training: x .* 1 of 20 data"):
+        run(tiny_vae(), points(), test=place(math.nan))
+
+
+class Blowing(nn.Module):
+    """A network whose output is no number any more from its nth training pass on."""
+
+    def __init__(self, net, n):
+        super().__init__()
+        self.net, self.passes = net, n
+
+    def forward(self, condition):
+        out = self.net(condition)
+        self.passes -= self.training
+        return out * math.inf if self.passes <= 0 else out
+
+
+@pytest.mark.parametrize(("part", "term"), [("decoder", "log_likelihood"), ("prior", "kl")])
+def test_a_loss_that_is_not_finite_names_its_epoch_step_and_term(part, term):
+    vae = tiny_vae()
+    if part == "decoder":
+        vae.decoder.net = Blowing(vae.decoder.net, 7)  # five steps an epoch: epoch 2, step 2
+    else:
+        vae.prior = BlowingPrior(7)
+    with pytest.raises(FloatingPointError, match=f"epoch 2, step 2: {term} is not finite for 4 of"):
+        run(vae, points(), epochs=3, batch_size=4)
+
+
+class BlowingPrior(Blowing):
+    def __init__(self, n):
+        super().__init__(lab.PriorGaussian(2), n)
+
+    def forward(self):
+        self.passes -= self.training
+        loc = torch.full((2,), math.inf if self.passes <= 0 else 0.0)
+        normal = torch.distributions.Normal(loc, torch.ones(2), validate_args=False)
+        return torch.distributions.Independent(normal, 1, validate_args=False)
+
+
+# ------------------------------------------------------------------------------- Ctrl-C
+
+
+@pytest.mark.parametrize(("calls", "epochs"), [(1, 0), (2, 0), (6, 0), (7, 1), (11, 1), (12, 2)])
+def test_ctrl_c_leaves_a_usable_model_and_the_epochs_so_far(calls, epochs, capsys):
+    # Each evaluation is one call of the transform, each epoch of training four.
+    left = iter(range(calls - 1))
+
+    def press(x):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return x
+
+    vae = tiny_vae()
+    history = run(vae, points(), epochs=5, batch_size=5, transform=press, precision="bfloat16")
+    assert (len(history), len(history.train), len(history.test_mean)) == (
+        (epochs, epochs, epochs + 1) if calls > 1 else (0, 0, 0)
+    )
+    assert f"interrupted in epoch {epochs + 1}" in capsys.readouterr().out
+    assert not vae.training
+    assert vae.encoder.precision is None
+    assert vae.elbo(points()).value.isfinite().all()
+    assert repr(history).startswith(f"{epochs} epochs" if epochs else "History of 0 epochs")
+    assert len(run(vae, points())) == 1
+
+
+def test_ctrl_c_between_epochs_keeps_the_epoch_that_is_finished():
+    def press(history):
+        if len(history) == 2:
+            raise KeyboardInterrupt
+
+    history = run(tiny_vae(), points(), epochs=5, progress=press)
+    assert (len(history), len(history.train), len(history.test)) == (2, 2, 3)
+
+
+def test_other_errors_are_not_swallowed_and_leave_the_model_in_float32():
+    def fail(history):
+        raise RuntimeError("mine")
+
+    vae = tiny_vae()
+    with pytest.raises(RuntimeError, match="mine"):
+        run(vae, points(), progress=fail, precision="bfloat16")
+    assert vae.encoder.precision is None
+
+
+# ------------------------------------------------------------------------------ evaluate
+
+
+def test_evaluate_gives_both_terms_for_every_point_in_order(linear):
+    x = linear.data(2345)  # several evaluation batches, the last one smaller
+    elbo = lab.evaluate(linear.vae(analytic_kl=False), x, device="cpu", precision="float32")
+    assert elbo.kl.shape == elbo.log_likelihood.shape == (2345,)
+    assert np.allclose(elbo.value, linear.log_p(x), rtol=1e-5)
+    assert not elbo.value.requires_grad
+
+
+def test_evaluate_repeats_itself_with_a_seed_and_varies_with_another():
+    vae = tiny_vae()
+    first, again, other = (
+        lab.evaluate(vae, points(), device="cpu", seed=seed).value for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+# ------------------------------------------------------------------------- the long run
+
+
+def test_five_hundred_epochs_neither_grow_in_memory_nor_slow_down():
+    sizes = []
+
+    def measure(history):
+        if len(history) in (100, 500):
+            sizes.append(tracemalloc.get_traced_memory()[0])
+
+    vae = tiny_vae()
+    tracemalloc.start()
+    history = run(vae, points(4), epochs=500, cloud=1, progress=measure)
+    tracemalloc.stop()
+    # What is kept of an epoch: two points and five numbers, fewer than 100 bytes.
+    assert sizes[1] - sizes[0] < 400 * 100 + 20_000
+    early, late = np.median(history.seconds[50:150]), np.median(history.seconds[-100:])
+    assert late < 3 * early
