@@ -11,10 +11,10 @@ prior p(z) is one without a condition. A VAE only composes the three::
 This file reads from top to bottom in that order:
 
 ==================  ====================================================================
-data                load_images, scale, dequantize, binarize, levels
+data                load_images, scale, dequantize, binarize
 networks            mlp, conv_encoder, conv_decoder
-distributions       EncoderGaussian, DecoderGaussian, DecoderBernoulli, and two more decoders
-priors              PriorGaussian, PriorMixture, PriorVamp
+distributions       EncoderGaussian, DecoderGaussian, DecoderBernoulli and its continuous sister
+priors              PriorGaussian, PriorMixture
 model               VAE (elbo, loss, sample, reconstruct, log_marginal), Elbo
 training            fit, evaluate, History (save, load, convergence)
 diagnostics         latent_units, bits_per_dim
@@ -469,7 +469,6 @@ def _dims(tensor: Tensor) -> tuple[int, ...]:
 _REMEDY = {  # what to do about data outside a decoder's support
     "Boolean": "binarize the data (transform=binarize), or choose a decoder for grey values",
     "Interval": "scale the data into it (transform=scale)",
-    "IntegerInterval": "give the raw levels (transform=levels)",
 }
 
 
@@ -485,6 +484,9 @@ def _log_prob(p: Distribution, value: Tensor) -> Tensor:
         support = support.base_constraint
     # On the meta device there is nothing to look at.
     if not value.is_meta and not _holds(support, value):
+        bad = int((~torch.isfinite(value)).sum())
+        if bad:
+            raise ValueError(f"x holds {bad} values that are NaN or infinite")
         kind = type(support).__name__.strip("_")
         told = str(support) if len(str(support)) < 80 else kind  # bounds may be tensors
         raise ValueError(
@@ -759,7 +761,7 @@ class History:
             kept = (
                 slice(None)
                 if cloud is None or cloud >= n
-                else np.random.default_rng(0).choice(n, cloud, False)
+                else np.sort(np.random.default_rng(0).choice(n, cloud, False))
             )
             points = values[kept].astype(np.float32)[None]
             new[split] = np.concatenate([new[split], points]) if len(new[split]) else points
@@ -937,22 +939,13 @@ def fit(
                 history = history.extended(cloud, test=-elbo.value)
                 save()
             for epoch in range(len(history) + 1, epochs + 1):
-                start = time.perf_counter()
-                row = torch.zeros(len(training), device=device)
-                model.train()
+                start, row = time.perf_counter(), torch.zeros(len(training), device=device)
                 shares = training.shares(batch_size, rank, world, seed=(seed, epoch))
+                done = (epoch - 1 + np.arange(steps) / steps) / epochs
+                rates = lr * (_one_cycle(done) if schedule == "one-cycle" else np.ones(steps))
+                model.train()
                 with _seeded(device, seed, epoch, 1 + rank), training.batches(shares) as batches:
-                    for step, (share, weight, x) in enumerate(batches):
-                        for group in optimizer.param_groups:
-                            done = (epoch - 1 + step / steps) / epochs
-                            group["lr"] = lr * (_one_cycle(done) if schedule == "one-cycle" else 1)
-                        where = f"epoch {epoch}, step {step + 1}"
-                        elbo = _checked(replica, x, where)
-                        optimizer.zero_grad()
-                        ((model.beta * elbo.kl - elbo.log_likelihood).sum() * weight).backward()
-                        optimizer.step()
-                        row[share] = -elbo.value.detach().float()
-                        bar.update()
+                    _train(replica, model.beta, optimizer, batches, rates, row, epoch, bar)
                 elbo = _evaluate(model, held_out, seed, f"test set, epoch {epoch}")
                 history = history.extended(
                     cloud, time.perf_counter() - start, train=_gathered(row), test=-elbo.value
@@ -967,6 +960,28 @@ def fit(
             print(f"interrupted in epoch {len(history) + 1}; the history holds those before it")
     model.eval()
     return history
+
+
+def _train(
+    replica: nn.Module,
+    beta: float,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterator[tuple[Tensor, float, Tensor]],
+    rates: np.ndarray,
+    row: Tensor,
+    epoch: int,
+    bar: Any,
+) -> None:
+    """One epoch, which writes the −ELBO of each point into its place of ``row`` ``(N,)``."""
+    for step, (share, weight, x) in enumerate(batches):
+        elbo = _checked(replica, x, f"epoch {epoch}, step {step + 1}")
+        objective = (beta * elbo.kl - elbo.log_likelihood).sum() * weight
+        optimizer.param_groups[0]["lr"] = float(rates[step])
+        optimizer.zero_grad()
+        objective.backward()
+        optimizer.step()
+        row[share] = -elbo.value.detach().float()
+        bar.update()
 
 
 def evaluate(
@@ -1128,12 +1143,11 @@ def _cut(parts: Iterator[Tensor], sizes: list[int]) -> Iterator[Tensor]:
     yield from parts
 
 
-def _one_cycle(done: float) -> float:
+def _one_cycle(done: np.ndarray) -> np.ndarray:
     """Learning rate after a fraction of the run: linear up, cosine to 0 (Smith & Topin 2019)."""
     warm_up = 0.1
-    if done < warm_up:
-        return (done + 0.01) / (warm_up + 0.01)
-    return 0.5 + 0.5 * math.cos(math.pi * (done - warm_up) / (1 - warm_up))
+    cosine = 0.5 + 0.5 * np.cos(np.pi * (done - warm_up) / (1 - warm_up))
+    return np.where(done < warm_up, (done + 0.01) / (warm_up + 0.01), cosine)
 
 
 def _mixed(*key: int) -> int:
@@ -1392,7 +1406,9 @@ def plot_learning_curve(history: History, ax: Axes | None = None, points: bool =
         if points:
             kept = rng.permutation(cloud.shape[1])[:_CLOUD]
             x = epoch[:, None] + rng.uniform(-0.2, 0.2, (len(epoch), len(kept)))
-            style: dict[str, Any] = {"marker": ".", "ms": 1.6, "mew": 0, "ls": "", "alpha": 0.06}
+            # The fewer points there are, the more each of them has to show.
+            alpha = min(0.6, 600 / len(kept))
+            style: dict[str, Any] = {"marker": ".", "ms": 1.6, "mew": 0, "ls": "", "alpha": alpha}
             ax.plot(x.ravel(), cloud[:, kept].ravel(), color=color, rasterized=True, **style)
         ax.plot(epoch, mean, color=color, lw=2, path_effects=halo, zorder=3, label=name)
     _label_ends(ax, {n: (e[-1], m[-1], c) for n, (e, _, m, c) in series.items()}, halo)
