@@ -17,6 +17,9 @@ test: .venv/installed-dev
 	TQDM_DISABLE=1 $(BIN)/python -m pytest --nbval-lax --nbval-current-env \
 		--nbval-cell-timeout=1800 $(NOTEBOOK)
 
+test-oldest:
+	$(PYTHON) tools/test_oldest.py
+
 lint: .venv/installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -35,7 +38,6 @@ publish: .venv/installed-dev
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/training_speed.py
-	$(BIN)/python benchmarks/likelihood.py
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv

@@ -18,7 +18,8 @@ priors              PriorGaussian, PriorMixture
 model               VAE (elbo, loss, sample, reconstruct, log_marginal), Elbo
 training            fit, evaluate, History (save, load, convergence)
 diagnostics         latent_units, bits_per_dim
-figures             plot_learning_curve, plot_images, plot_latents, plot_units, save_figure
+figures             plot_learning_curve, plot_images, plot_latents, plot_manifold, plot_units,
+                    plot_rate_distortion, save_figure
 ==================  ====================================================================
 
 Every log-probability, KL and ELBO is in nats, summed over the event, one number per data point.
@@ -141,7 +142,7 @@ def load_images(
     (SHA-256), ``FileNotFoundError`` where a data set is neither on disk nor to be downloaded.
     """
     if name == "auto":
-        name = os.environ.get("VAE_LAB_DATASET", "auto")
+        name = os.environ.get("VAE_LAB_DATASET") or "auto"
     folder = Path(root if root is not None else os.environ.get("VAE_LAB_DATA", "data"))
     if name == "digits":
         return _load_digits()
@@ -348,9 +349,9 @@ def _image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
 
 # ------------------------------------------------------------------ conditional distributions
 
-# No scale below the standard deviation of what dequantize() adds, (1/256)/√12 ≈ 0.0011: below it
-# a density would describe the noise. The bound keeps log-densities finite on constant data; data
-# of another order of magnitude than 1 wants to be standardised first.
+# The least scale a network can ask for is about the standard deviation of what dequantize() adds,
+# (1/256)/√12 ≈ 0.0011: below it a density would describe the noise. The bound keeps log-densities
+# finite on constant data; data far from the magnitude of 1 want to be standardised first.
 MIN_SCALE = 1e-3
 
 
@@ -391,7 +392,7 @@ class Conditional(nn.Module):
 class EncoderGaussian(Conditional):
     """q(z|x) = N(z; μ(x), diag σ²(x)), the variational posterior (Kingma & Welling 2014).
 
-    ``net`` maps x to w, ``(B, 2D)``: the first half is μ, softplus of the second is σ.
+    ``net`` maps x to w, ``(B, 2D)``: the first half is μ, the second gives σ by softplus.
     """
 
     def distribution(self, out: Tensor) -> Distribution:
@@ -423,6 +424,11 @@ class DecoderGaussian(Conditional):
         # starting too narrow is corrected within a few steps, the gradient there being steep.
         self.raw_scale = nn.Parameter(torch.tensor(-2.25)) if scale is None else None
         self.scale_from_net = scale == "net"
+        self.given_scale = scale
+
+    def extra_repr(self) -> str:  # a checkpoint of another scale is recognised by it
+        """The scale as it was asked for."""
+        return f"scale={self.given_scale!r}"
 
     @property
     def scale(self) -> Tensor:
@@ -486,7 +492,7 @@ def _log_prob(p: Distribution, value: Tensor) -> Tensor:
     if not value.is_meta and not _holds(support, value):
         bad = int((~torch.isfinite(value)).sum())
         if bad:
-            raise ValueError(f"x holds {bad} values that are NaN or infinite")
+            raise FloatingPointError(f"x holds {bad} values that are NaN or infinite")
         kind = type(support).__name__.strip("_")
         told = str(support) if len(str(support)) < 80 else kind  # bounds may be tensors
         raise ValueError(
@@ -557,7 +563,7 @@ def _mixture(logits: Tensor, loc: Tensor, scale: Tensor) -> Distribution:
 
 def _at_least_one(**value: int) -> int:
     ((name, number),) = value.items()
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+    if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {number!r}")
     return number
 
@@ -614,7 +620,11 @@ class VAE(nn.Module):
 
     @beta.setter
     def beta(self, value: float) -> None:
-        if isinstance(value, (bool, str)) or not 0 <= value < math.inf:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not 0 <= value < math.inf
+        ):
             raise ValueError(f"beta must be a finite number of at least 0, got {value!r}")
         self._beta = float(value)
 
@@ -707,7 +717,7 @@ class VAE(nn.Module):
 
 
 def _constant(q: Distribution) -> Distribution:
-    """q with its parameters cut out of the graph, whichever distribution it is."""
+    """q with its own tensors cut out of the graph, whichever distribution it is."""
     twin = copy.copy(q)
     for name, value in vars(q).items():
         if isinstance(value, Tensor):
@@ -798,7 +808,9 @@ class History:
                 if set(arrays) != set(cls.__dataclass_fields__):
                     raise ValueError(f"it holds {', '.join(arrays)}")
                 return cls(**arrays)
-        except (ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # a damaged file makes its readers raise whatever they like
             raise ValueError(f"{path} is not a history that History.save wrote") from error
 
     def convergence(self) -> Convergence:
@@ -903,6 +915,10 @@ def fit(
     """
     _at_least_one(epochs=epochs)
     _at_least_one(batch_size=batch_size)
+    if cloud is not None:
+        _at_least_one(cloud=cloud)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}")
     if not 0 < lr < math.inf or schedule not in ("one-cycle", "constant"):
         raise ValueError(
             f'lr must be positive and schedule "one-cycle" or "constant"; got {lr!r}, {schedule!r}'
@@ -918,7 +934,7 @@ def fit(
     history = History()
     settings = {
         "epochs": epochs, "batch_size": batch_size, "lr": lr, "schedule": schedule, "seed": seed,
-        "transform": _name(transform), "precision": str(dtype), "cloud": cloud,
+        "transform": _name(transform), "precision": precision, "cloud": cloud,
         "train points": len(training), "test points": len(held_out),
         "beta": model.beta, "analytic_kl": model.analytic_kl, "model": repr(model),
         "parameters": str({name: _dims(t) for name, t in model.state_dict().items()}),
@@ -944,7 +960,7 @@ def fit(
                 done = (epoch - 1 + np.arange(steps) / steps) / epochs
                 rates = lr * (_one_cycle(done) if schedule == "one-cycle" else np.ones(steps))
                 model.train()
-                with _seeded(device, seed, epoch, 1 + rank), training.batches(shares) as batches:
+                with _seeded(seed, epoch, 1 + rank), training.batches(shares) as batches:
                     _train(replica, model.beta, optimizer, batches, rates, row, epoch, bar)
                 elbo = _evaluate(model, held_out, seed, f"test set, epoch {epoch}")
                 history = history.extended(
@@ -957,7 +973,7 @@ def fit(
                 if callable(progress) and rank == 0:
                     progress(history)
         except KeyboardInterrupt:
-            print(f"interrupted in epoch {len(history) + 1}; the history holds those before it")
+            print(f"interrupted: the history holds {len(history)} of {epochs} epochs")
     model.eval()
     return history
 
@@ -1006,13 +1022,15 @@ _EVALUATION_BATCH = 1000
 
 def _evaluate(model: VAE, source: _Source, seed: int, where: str) -> Elbo:
     rank, world = _process()
-    terms = torch.zeros(2, len(source), device=source.device)
+    own = next((p.dtype for p in model.parameters()), torch.float32)
+    dtype = torch.promote_types(own, torch.float32)
+    terms = torch.zeros(2, len(source), dtype=dtype, device=source.device)
     model.eval()
-    seeded = _seeded(source.device, seed, 0, 1 + rank)
+    seeded = _seeded(seed, 0, 1 + rank)
     shares = source.shares(_EVALUATION_BATCH, rank, world)
     with torch.no_grad(), seeded, source.batches(shares) as batches:
         for share, _, x in batches:
-            terms[:, share] = torch.stack(_checked(model, x, where)).float()
+            terms[:, share] = torch.stack(_checked(model, x, where)).to(dtype)
     return Elbo(*_gathered(terms))
 
 
@@ -1020,14 +1038,12 @@ def _checked(model: nn.Module, x: Tensor, where: str) -> Elbo:
     """model(x), or an error that says where and in which term a number is not finite."""
     try:
         elbo: Elbo = model(x)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+    except (ValueError, FloatingPointError) as error:
+        raise type(error)(f"{where}: {error}") from error
     # One look at the sum of all: it is finite only if every term of every point is.
     if not math.isfinite(elbo.value.detach().sum()):
         for term, values in (("x", x), ("log_likelihood", elbo.log_likelihood), ("kl", elbo.kl)):
-            bad = int(
-                (~torch.isfinite(values.flatten(1).sum(1) if values.ndim > 1 else values)).sum()
-            )
+            bad = int((~values.reshape(len(x), -1).isfinite()).any(1).sum())
             if bad:
                 raise FloatingPointError(
                     f"{where}: {term} is not finite for {bad} of {len(x)} data points"
@@ -1156,9 +1172,10 @@ def _mixed(*key: int) -> int:
 
 
 @contextlib.contextmanager
-def _seeded(device: torch.device, *key: int) -> Iterator[None]:
-    """PyTorch's generators seeded by ``key``, and given back as they were."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+def _seeded(*key: int) -> Iterator[None]:
+    """PyTorch's generators seeded by ``key``; those of CPU and CUDA are given back as they were."""
+    # manual_seed reaches every CUDA device, so the state of every one is kept.
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(_mixed(*key))
         yield
 
@@ -1396,7 +1413,7 @@ def plot_learning_curve(history: History, ax: Axes | None = None, points: bool =
         "test": (np.arange(epochs + 1.0), history.test, history.test_mean, TEST_COLOR),
     }
     low = min(np.quantile(cloud[-1], 0.001) for _, cloud, _, _ in series.values())
-    high = max(np.quantile(cloud[-1], 0.995) for _, cloud, _, _ in series.values())
+    high = max(np.quantile(cloud[-1], 0.98) for _, cloud, _, _ in series.values())
     high = max(high, history.test_mean[1])
     room = (high - low) or 1.0
     ax.set(xlim=(-0.5, epochs + 0.3), ylim=(low - 0.03 * room, high + 0.13 * room))
@@ -1410,14 +1427,17 @@ def plot_learning_curve(history: History, ax: Axes | None = None, points: bool =
             alpha = min(0.6, 600 / len(kept))
             style: dict[str, Any] = {"marker": ".", "ms": 1.6, "mew": 0, "ls": "", "alpha": alpha}
             ax.plot(x.ravel(), cloud[:, kept].ravel(), color=color, rasterized=True, **style)
-        ax.plot(epoch, mean, color=color, lw=2, path_effects=halo, zorder=3, label=name)
+        # Both halos lie below both lines: neither line may erase the other.
+        ax.plot(epoch, mean, color="white", lw=4.5, zorder=2)
+        ax.plot(epoch, mean, color=color, lw=2, zorder=3, label=name)
     _label_ends(ax, {n: (e[-1], m[-1], c) for n, (e, _, m, c) in series.items()}, halo)
     if points:
         _note_cloud(ax, {name: cloud for name, (_, cloud, _, _) in series.items()})
     if epochs >= 4:
         _mark_convergence(ax, history.convergence(), history.test_mean, halo)
     ax.set(xlabel="epoch", ylabel="−ELBO (nats per image)")
-    ax.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    ax.spines[["top", "right"]].set_visible(False)
     ax.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.10g}"))
     return ax
 
@@ -1473,7 +1493,7 @@ def _mark_convergence(ax: Axes, found: Convergence, mean: np.ndarray, halo: list
     )
     ax.annotate(
         f"{found.verdict}\nlast quarter: {_nats(-found.improvement)} ± "
-        f"{found.improvement_se:.2f} per epoch",
+        f"{found.improvement_se:.3f} per epoch",
         (last, 0.985),
         xycoords=("data", "axes fraction"),
         ha="right",

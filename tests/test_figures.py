@@ -60,7 +60,13 @@ def test_train_averages_stand_at_the_middle_of_their_epoch_and_test_averages_at_
         _, line = lines(ax, name)
         assert np.array_equal(line.get_xdata(), epochs)
         assert np.array_equal(line.get_ydata(), mean)
-        assert line.get_path_effects()  # the halo
+        (halo,) = [
+            below
+            for below in ax.lines
+            if below.get_color() == "white" and np.array_equal(below.get_xdata(), epochs)
+        ]
+        assert halo.get_linewidth() > line.get_linewidth()
+        assert halo.get_zorder() < min(lines(ax, n)[1].get_zorder() for n in ("train", "test"))
 
 
 def test_the_clouds_are_all_points_at_their_epoch_moved_sideways_only():

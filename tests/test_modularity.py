@@ -137,7 +137,7 @@ def test_every_prior_of_the_lab_is_in_the_matrix():
     [
         ("DecoderBernoulli", "binarize"),
         ("DecoderContinuousBernoulli", "scale"),
-        ("Binomial", "levels"),
+        ("Binomial", "transform the data"),
     ],
 )
 @pytest.mark.parametrize("kind", KINDS)
