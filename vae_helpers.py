@@ -1493,7 +1493,7 @@ def _mark_convergence(ax: Axes, found: Convergence, mean: np.ndarray, halo: list
     )
     ax.annotate(
         f"{found.verdict}\nlast quarter: {_nats(-found.improvement)} ± "
-        f"{found.improvement_se:.3f} per epoch",
+        f"{found.improvement_se:.2f} nats per epoch",
         (last, 0.985),
         xycoords=("data", "axes fraction"),
         ha="right",
@@ -1594,8 +1594,8 @@ def plot_rate_distortion(points: dict[float, tuple[float, float]], ax: Axes | No
     for total in best * np.array([1, 1.25, 1.5, 1.75, 2]):
         lw = 1.6 if total == best else 0.6
         ax.plot([0, total], [total, 0], color="#AAAAAA", lw=lw, zorder=0)
-    ax.annotate(f"−ELBO = {best:.0f}", (0.08 * right, best - 0.08 * right), color=_GREY, fontsize=9,
-                xytext=(-4, -16), textcoords="offset points")  # fmt: skip
+    ax.annotate(f"−ELBO = {best:.0f}", (0, best), xytext=(3, -17), textcoords="offset points",
+                color=_GREY, fontsize=9)  # fmt: skip
     ax.plot(rate, distortion, "o-", color=TEST_COLOR, lw=2, ms=6)
     for beta, x, y in zip(betas, rate, distortion, strict=True):
         ax.annotate(f"β = {beta:g}", (x, y), xytext=(8, 4), textcoords="offset points", fontsize=10)

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import nbformat
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -23,3 +25,12 @@ def test_every_file_that_is_named_exists():
     assert len(names) > 8
     for name in names:
         assert (ROOT / name).exists(), name
+
+
+def test_its_numbers_are_those_of_the_report():
+    notebook = nbformat.read(ROOT / "vae_lab.ipynb", as_version=4)
+    (answers,) = (cell for cell in notebook.cells if cell.id == "answers")
+    told = re.findall(r"\*\*(−?\d+\.\d+ ± \d+\.\d+)\*\*", README)
+    assert len(told) == 2
+    for number in told:
+        assert f"**{number}**" in answers.outputs[0].data["text/markdown"]
