@@ -12,9 +12,10 @@ This file reads from top to bottom in that order:
 
 ==================  ====================================================================
 data                load_images, scale, dequantize, binarize
-networks            mlp, conv_encoder, conv_decoder
-distributions       EncoderGaussian, DecoderGaussian, DecoderBernoulli and its continuous sister
-priors              PriorGaussian, PriorMixture
+networks            mlp, residual_mlp, conv_encoder, conv_decoder
+distributions       EncoderGaussian, DecoderGaussian, DecoderBernoulli and its continuous sister,
+                    DecoderCategorical
+priors              PriorGaussian, PriorMixture, PriorVamp, PriorAutoregressive
 model               VAE (elbo, loss, sample, reconstruct, log_marginal), Elbo
 training            fit, evaluate, History (save, load, convergence)
 diagnostics         latent_units, bits_per_dim
@@ -43,7 +44,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -250,7 +251,8 @@ def _raw(batch: Tensor) -> Tensor:
 
 
 def scale(raw: Tensor) -> Tensor:
-    """x = raw/255 in [0, 1]: for ``DecoderContinuousBernoulli``, whose support that is.
+    """x = raw/255 in [0, 1]: for ``DecoderCategorical``, to which it names the level, and for
+    ``DecoderContinuousBernoulli``, whose support [0, 1] is.
 
     Under a Gaussian these are 256 points, not a density: its likelihood is without bound.
     """
@@ -303,11 +305,38 @@ def mlp(
     """
     start, end = _shape(inputs), _shape(outputs)
     widths = [math.prod(start), *hidden, math.prod(end)]
-    layers: list[nn.Module] = [] if len(start) == 1 else [Reshape([widths[0]])]
+    layers: list[nn.Module] = []
     for a, b in itertools.pairwise(widths):
         layers += [nn.Linear(a, b), nn.SiLU()]
-    layers.pop()
-    return nn.Sequential(*layers, *([] if len(end) == 1 else [Reshape(end)]))
+    return _between(start, layers[:-1], end)
+
+
+class Residual(nn.Sequential):
+    """x + f(x) for the layers f, so that the gradient has a way around them (He et al. 2016)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, width)`` → ``(B, width)``."""
+        return x + super().forward(x)
+
+
+def residual_mlp(
+    inputs: int | Sequence[int], width: int, blocks: int, outputs: int | Sequence[int]
+) -> nn.Sequential:
+    """A perceptron of ``blocks`` residual blocks x + W₂ SiLU(W₁ x); shapes as in ``mlp``."""
+    start, end = _shape(inputs), _shape(outputs)
+    body = [
+        Residual(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)) for _ in range(blocks)
+    ]
+    first, last = nn.Linear(math.prod(start), width), nn.Linear(width, math.prod(end))
+    return _between(start, [first, *body, nn.SiLU(), last], end)
+
+
+def _between(
+    start: tuple[int, ...], layers: list[nn.Module], end: tuple[int, ...]
+) -> nn.Sequential:
+    """Layers on vectors, between data points of the shapes ``start`` and ``end``."""
+    before = [] if len(start) == 1 else [Reshape([math.prod(start)])]
+    return nn.Sequential(*before, *layers, *([] if len(end) == 1 else [Reshape(end)]))
 
 
 def conv_encoder(shape: Sequence[int], outputs: int, width: int = 16) -> nn.Sequential:
@@ -463,6 +492,90 @@ class DecoderContinuousBernoulli(Conditional):
         return _independent(ContinuousBernoulli(logits=out, validate_args=False))
 
 
+class DecoderCategorical(Conditional):
+    """p(x|z) for x in {0, 1/255, …, 1}: a proper distribution over the 256 levels of a pixel.
+
+    A pixel's distribution is a mixture of ``components`` histograms, which all pixels share and
+    which are learned with the weights; the network gives the mixture's logits, ``components``
+    times the data's channels. So 256 levels cost no more than a few numbers per pixel.
+    """
+
+    def __init__(self, net: nn.Module, components: int = 8, levels: int = 256) -> None:
+        super().__init__(net)
+        grid = torch.linspace(0, 1, _at_least_one(levels=levels))
+        # They begin as bumps side by side, narrow ones at black and at white, where pixels gather.
+        centres = torch.linspace(0, 1, _at_least_one(components=components)).unsqueeze(1)
+        widths = torch.full_like(centres, 1 / components)
+        widths[[0, -1]] = 1 / levels
+        self.histograms = nn.Parameter(-(grid - centres).abs() / widths / _GAIN)
+
+    def distribution(self, out: Tensor) -> Distribution:
+        """Logits ``(B, K·C, ...)`` → distribution with event shape ``(C, ...)``."""
+        components = len(self.histograms)
+        if out.ndim < 2 or out.shape[1] % components:
+            raise ValueError(
+                f"{components} components need (B, {components}·C, ...), so many times the "
+                f"channels; got {_dims(out)}"
+            )
+        logits = out.unflatten(1, (components, -1)).movedim(1, 0)
+        return _independent(_SharedHistograms(logits, _GAIN * self.histograms))
+
+
+# Rare levels differ from frequent ones by a dozen in their logits, and Adam moves any parameter by
+# about the learning rate per step: the histograms take longer steps than the weights.
+_GAIN = 10
+
+
+class _SharedHistograms(Distribution):
+    """A mixture, by logits ``(K, *batch)``, of histograms ``(K, L)`` on L levels from 0 to 1."""
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+
+    def __init__(self, logits: Tensor, histograms: Tensor) -> None:
+        super().__init__(logits.shape[1:], validate_args=False)
+        self.log_weights = logits.log_softmax(0)
+        self.log_histograms = histograms.log_softmax(1)
+        self.last = histograms.shape[1] - 1
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return _Levels(self.last)
+
+    @property
+    def mean(self) -> Tensor:
+        levels = torch.arange(self.last + 1).to(self.log_weights) / self.last
+        means = self.log_histograms.exp() @ levels
+        return torch.einsum("k...,k->...", self.log_weights.exp(), means)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        level = (value * self.last).round().long()
+        # One component after the other: far faster than a table with the components innermost.
+        parts = [
+            weight + histogram.index_select(0, level.flatten()).view(level.shape)
+            for weight, histogram in zip(self.log_weights, self.log_histograms, strict=True)
+        ]
+        return torch.stack(parts).logsumexp(0)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        weights = self.log_weights.movedim(0, -1)
+        chosen = Categorical(logits=weights, validate_args=False).sample(sample_shape)
+        # A draw from every histogram, of which one is taken.
+        draws = Categorical(logits=self.log_histograms, validate_args=False).sample(chosen.shape)
+        level = draws.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+        return level.to(self.log_weights) / self.last
+
+
+class _Levels(constraints.Constraint):
+    """The levels 0, 1/last, …, 1, to rounding."""
+
+    def __init__(self, last: int) -> None:
+        self.last = last
+
+    def check(self, value: Tensor) -> Tensor:
+        level = value * self.last
+        return ((level - level.round()).abs() < 1e-3) & (value >= 0) & (value <= 1)
+
+
 def _independent(base: Distribution) -> Distribution:
     """All dimensions but the first are one event."""
     return Independent(base, len(base.batch_shape) - 1, validate_args=False)
@@ -475,6 +588,7 @@ def _dims(tensor: Tensor) -> tuple[int, ...]:
 _REMEDY = {  # what to do about data outside a decoder's support
     "Boolean": "binarize the data (transform=binarize), or choose a decoder for grey values",
     "Interval": "scale the data into it (transform=scale)",
+    "Levels": "scale 8-bit levels to it (transform=scale)",
 }
 
 
@@ -559,6 +673,92 @@ def _mixture(logits: Tensor, loc: Tensor, scale: Tensor) -> Distribution:
         Independent(Normal(loc, scale, validate_args=False), 1, validate_args=False),
         validate_args=False,
     )
+
+
+class PriorVamp(nn.Module):
+    """p(z) = 1/K Σₖ q(z|uₖ): a mixture of the encoder's own posteriors (Tomczak & Welling 2018).
+
+    The pseudo-inputs u are learned. They begin as ``x``, ``(K, ...)``, data in model space.
+    """
+
+    def __init__(self, encoder: nn.Module, x: Tensor) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.pseudo_inputs = nn.Parameter(x.clone())
+
+    def forward(self) -> Distribution:
+        """() → mixture with event shape ``(D,)``."""
+        q = self.encoder(self.pseudo_inputs)
+        uniform = Categorical(logits=q.mean.new_zeros(len(q.mean)), validate_args=False)
+        return MixtureSameFamily(uniform, q, validate_args=False)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log p(z) in nats, ``(B, D)`` → ``(B,)``."""
+        return self().log_prob(z)
+
+
+class PriorAutoregressive(nn.Module):
+    """p(z) = Π p(z_d | z_1 … z_d−1), each factor a mixture of Gaussians, all of it learned.
+
+    One masked network gives the parameters of all factors at once (MADE, Germain et al. 2015),
+    so a log-probability costs one pass; a sample costs D.
+    """
+
+    first_mask: Tensor
+    last_mask: Tensor
+
+    def __init__(self, dim: int, hidden: int = 256, components: int = 4) -> None:
+        super().__init__()
+        self.dim, self.components = _at_least_one(dim=dim), _at_least_one(components=components)
+        outputs = dim * 3 * components
+        self.first = nn.Linear(dim, _at_least_one(hidden=hidden))
+        self.last = nn.Linear(hidden, outputs)
+        # Hidden unit h sees z_1 … z_seen(h); a factor sees the hidden units that know less than it.
+        seen = torch.arange(hidden) % max(1, dim - 1) + 1
+        self.register_buffer("first_mask", (seen[:, None] > torch.arange(dim)).float())
+        factor = torch.arange(outputs) // (3 * components)
+        self.register_buffer("last_mask", (factor[:, None] >= seen).float())
+        with torch.no_grad():  # near a wide mixture that does not depend on the others
+            self.last.weight *= 0.3
+            self.last.bias.view(dim, 3, components)[:, 1] = torch.linspace(-1, 1, components)
+
+    def factors(self, z: Tensor) -> Distribution:
+        """z ``(*, D)`` → p(z_d | z_1 … z_d−1), batch shape ``(*, D)``."""
+        hidden = F.silu(F.linear(z, self.first.weight * self.first_mask, self.first.bias))
+        out = F.linear(hidden, self.last.weight * self.last_mask, self.last.bias)
+        logits, loc, raw_scale = out.unflatten(-1, (self.dim, 3, self.components)).unbind(-2)
+        return MixtureSameFamily(
+            Categorical(logits=logits, validate_args=False),
+            Normal(loc, _positive(raw_scale), validate_args=False),
+            validate_args=False,
+        )
+
+    def forward(self) -> Distribution:
+        """() → distribution with event shape ``(D,)``."""
+        return _Autoregressive(self)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log p(z) in nats, ``(B, D)`` → ``(B,)``."""
+        return self().log_prob(z)
+
+
+class _Autoregressive(Distribution):
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+    support = constraints.real_vector
+
+    def __init__(self, prior: PriorAutoregressive) -> None:
+        super().__init__(event_shape=torch.Size([prior.dim]), validate_args=False)
+        self.prior = prior
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.prior.factors(value).log_prob(value).sum(-1)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        z = self.prior.first.weight.new_zeros(*sample_shape, self.prior.dim)
+        with torch.no_grad():
+            for d in range(self.prior.dim):
+                z[..., d] = self.prior.factors(z).sample()[..., d]
+        return z
 
 
 def _at_least_one(**value: int) -> int:
@@ -1196,9 +1396,11 @@ def _net_dtype(precision: Precision, device: torch.device) -> torch.dtype | None
     if precision == "auto" and device.type == "cuda":
         fast = torch.cuda.get_device_capability(device)[0] >= 8
     if precision == "auto" and device.type == "cpu":
-        # Older versions of PyTorch cannot tell: there, float32 it is.
+        # Older versions of PyTorch cannot tell: there, float32 it is. Intel's AVX-512 has bfloat16,
+        # but without AMX its products take twice the time of float32; on AMD a third.
         able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-        fast = bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+        vectors = able.get("avx512_bf16") and "Intel" not in able.get("cpu_name", "")
+        fast = bool(able.get("amx_bf16") or vectors)
     return torch.bfloat16 if fast else None
 
 
@@ -1406,7 +1608,7 @@ def plot_learning_curve(history: History, ax: Axes | None = None, points: bool =
 
     if not len(history):
         raise ValueError("the history holds no finished epoch: there is nothing to draw")
-    ax = new_figure(figsize=(9, 5.4))[1] if ax is None else ax
+    ax = new_figure(figsize=(8, 5))[1] if ax is None else ax
     epochs = len(history)
     series = {
         "train": (np.arange(epochs) + 0.5, history.train, history.train_mean, TRAIN_COLOR),

@@ -135,6 +135,83 @@ def test_prior_mixture_log_prob_is_that_of_a_weighted_sum_of_normals(dim, compon
     assert np.allclose(prior.log_prob(torch.from_numpy(z)).detach(), expected, rtol=1e-12)
 
 
+def categorical(event=(2, 3), components=3, levels=5):
+    """A ``DecoderCategorical``, its probabilities ``(B, *event, levels)`` by NumPy, and z."""
+    rng, logits, z = case((components * event[0], *event[1:]))
+    decoder = lab.DecoderCategorical(Fixed(logits), components, levels).double()
+    nn.init.normal_(decoder.histograms, std=0.1)
+    weights = np.moveaxis(logits.reshape(4, components, *event), 1, -1)
+    histograms = lab._GAIN * decoder.histograms.detach().numpy()
+    weights = np.exp(weights - logsumexp(weights, axis=-1, keepdims=True))
+    histograms = np.exp(histograms - logsumexp(histograms, axis=-1, keepdims=True))
+    return decoder, weights @ histograms, z, rng
+
+
+@pytest.mark.parametrize("event", EVENTS[1:])
+def test_decoder_categorical_log_prob_is_that_of_a_mixture_of_histograms(event):
+    decoder, p, z, rng = categorical(event)
+    level = rng.integers(5, size=(4, *event))
+    expected = summed(np.log(np.take_along_axis(p, level[..., None], -1)))
+    assert np.allclose(log_prob_of(decoder, level / 4, z), expected, rtol=1e-12)
+    assert np.allclose(decoder(z).mean.detach(), p @ (np.arange(5) / 4), rtol=1e-12)
+
+
+def test_decoder_categorical_draws_each_level_as_often_as_its_probability_says():
+    decoder, p, z, _ = categorical()
+    drawn = decoder(z).sample((20_000,)) * 4
+    assert within((drawn[..., None] == torch.arange(5)).double(), p)
+
+
+def test_decoder_categorical_starts_with_every_grey_level_in_reach():
+    # Components that begin alike would stay alike, and a level out of reach would cost its data.
+    x = torch.arange(256).view(256, 1) / 255
+    with torch.no_grad():
+        log_p = lab.DecoderCategorical(nn.Identity(), 4).log_prob(x, torch.zeros(256, 4))
+    assert log_p.min() > math.log(1e-3 / 256)
+
+
+def test_prior_vamp_is_the_mean_of_the_posteriors_of_its_pseudo_inputs():
+    encoder, x = lab.EncoderGaussian(lab.mlp((1, 4), [8], 6)), torch.rand(5, 1, 4)
+    prior = lab.PriorVamp(encoder, x).double()
+    z = np.random.default_rng(0).normal(size=(7, 3))
+    w = encoder.net(x.double()).detach().numpy()
+    parts = norm(w[:, :3], softplus(w[:, 3:])).logpdf(z[:, None]).sum(2)
+    got = prior.log_prob(torch.from_numpy(z))
+    assert np.allclose(got.detach(), logsumexp(parts, axis=1) - np.log(5), rtol=1e-12)
+    got.sum().backward()
+    assert prior.pseudo_inputs.grad.abs().sum() > 0  # learned, and the data as they were
+    assert all(weight.grad.abs().sum() > 0 for weight in encoder.parameters())
+
+
+def autoregressive(dim, **options):
+    prior = lab.PriorAutoregressive(dim, **options).double()
+    for parameter in prior.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return prior
+
+
+@pytest.mark.parametrize("dim", [1, 2, 6])
+def test_no_factor_of_the_autoregressive_prior_sees_its_own_or_a_later_variable(dim):
+    prior = autoregressive(dim, hidden=32, components=3)
+    z = torch.randn(1, dim, dtype=torch.float64)
+    means = torch.autograd.functional.jacobian(lambda z: prior.factors(z).mean[0], z)[:, 0]
+    assert not means.triu().any()
+    assert means.count_nonzero() == dim * (dim - 1) / 2  # and it does see every earlier one
+
+
+def test_the_autoregressive_prior_integrates_to_one_and_samples_what_it_says():
+    prior = autoregressive(2, hidden=8, components=2)
+    line = torch.linspace(-12, 12, 1001, dtype=torch.float64)
+    grid = torch.cartesian_prod(line, line)
+    with torch.no_grad():
+        mass = prior.log_prob(grid).exp() * (line[1] - line[0]) ** 2
+    assert mass.sum().item() == pytest.approx(1, abs=1e-5)
+    z = prior().sample((100_000,))
+    moments = torch.cat([grid, grid[:, :1] * grid[:, 1:], grid**2], 1)
+    drawn = torch.cat([z, z[:, :1] * z[:, 1:], z**2], 1)
+    assert within(drawn, mass @ moments)
+
+
 def test_float32_log_densities_agree_with_float64():
     rng, x, z = case((3, 5, 7))
     decoder = lab.DecoderGaussian(Fixed(rng.normal(size=x.shape))).double()
@@ -219,6 +296,13 @@ def test_an_odd_number_of_channels_is_refused_with_its_shape(shape):
     assert str(shape) in str(error.value)
 
 
+@pytest.mark.parametrize("shape", [(4, 3, 2, 2), (4,)])
+def test_channels_that_are_no_multiple_of_the_components_are_refused_with_their_shape(shape):
+    with pytest.raises(ValueError, match="channels") as error:
+        lab.DecoderCategorical(nn.Identity(), 2)(torch.zeros(shape))
+    assert str(shape) in str(error.value)
+
+
 @pytest.mark.parametrize("scale", [0, 0.0, -1.0, math.nan, math.inf, "Net", ""])
 def test_a_scale_that_is_not_positive_is_refused(scale):
     with pytest.raises(ValueError, match="scale must be"):
@@ -232,6 +316,8 @@ def test_a_scale_that_is_not_positive_is_refused(scale):
         (lab.DecoderBernoulli, 2.0, "binarize"),
         (lab.DecoderContinuousBernoulli, 1.5, "scale"),
         (lab.DecoderContinuousBernoulli, -0.5, "scale"),
+        (lambda net: lab.DecoderCategorical(net, 1), 0.5, "scale"),
+        (lambda net: lab.DecoderCategorical(net, 1), 256 / 255, "scale"),
     ],
 )
 def test_data_outside_the_support_are_refused_with_the_remedy(decoder, x, remedy):
@@ -252,7 +338,11 @@ def test_an_event_that_is_not_the_data_s_is_refused_with_both_shapes(x, out):
 
 @pytest.mark.parametrize("number", [0, -1, 2.0, True, "3"])
 def test_a_prior_has_at_least_one_dimension_and_component(number):
-    for make in (lab.PriorGaussian, lambda n: lab.PriorMixture(n, 2)):
+    for make in (
+        lab.PriorGaussian,
+        lab.PriorAutoregressive,
+        lambda n: lab.PriorMixture(n, 2),
+    ):
         with pytest.raises(ValueError, match="dim must be"):
             make(number)
     with pytest.raises(ValueError, match="components must be"):

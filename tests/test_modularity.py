@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import ForeignPrior, FullCovariance, run, tiny_vae
 from torch import nn
-from torch.distributions import Binomial, Categorical, Independent, Laplace, MixtureSameFamily
+from torch.distributions import Binomial, Independent, Laplace
 from torchvision.models import resnet18
 
 import vae_helpers as lab
@@ -22,19 +22,6 @@ class DecoderBinomial(lab.Conditional):
     def distribution(self, out):
         levels = Binomial(255, logits=out, validate_args=False)
         return Independent(levels, out.ndim - 1, validate_args=False)
-
-
-class Vamp(nn.Module):
-    """A prior that is made of the encoder: the mixture of its posteriors at learned pseudo-data."""
-
-    def __init__(self, encoder, shape, components=4):
-        super().__init__()
-        self.encoder = encoder
-        self.pseudo = nn.Parameter(torch.rand(components, *shape))
-
-    def forward(self):
-        weights = Categorical(logits=self.pseudo.new_zeros(len(self.pseudo)))
-        return MixtureSameFamily(weights, self.encoder(self.pseudo), validate_args=False)
 
 
 # ---------------------------------------------------------------------------- the parts
@@ -58,7 +45,8 @@ ENCODERS = {
 PRIORS = {
     "Gaussian": lambda encoder, shape: lab.PriorGaussian(LATENTS),
     "mixture": lambda encoder, shape: lab.PriorMixture(LATENTS, 3),
-    "Vamp": Vamp,
+    "Vamp": lambda encoder, shape: lab.PriorVamp(encoder, torch.rand(4, *shape)),
+    "autoregressive": lambda encoder, shape: lab.PriorAutoregressive(LATENTS, 8, 2),
 }
 DECODERS = {
     "Gaussian": lab.DecoderGaussian,
@@ -92,9 +80,10 @@ def data_of(decoder, shape, n=48):
     x = torch.tanh(factors @ torch.randn(2, int(np.prod(shape)), generator=generator))
     x = x.view(n, *shape)
     support = decoder(torch.zeros(1, LATENTS)).support
-    # From the narrowest kind to the widest: bits, levels, [0, 1], the real line.
-    kinds = ((x > 0).float(), ((x + 1) * 127.5).round(), (x + 1) / 2, x)
-    outside = (0.5 + 0 * x, 255.5 + 0 * x, 1.5 + 0 * x, None)
+    # From the narrowest kind to the widest: bits, levels in [0, 1], whole levels, [0, 1], reals.
+    levels = ((x + 1) * 127.5).round()
+    kinds = ((x > 0).float(), levels / 255, levels, (x + 1) / 2, x)
+    outside = (0.5 + 0 * x, 0.5 + 0 * x, 255.5 + 0 * x, 1.5 + 0 * x, None)
     for data, beyond in zip(kinds, outside, strict=True):
         if support.check(data).all() and (beyond is None or not support.check(beyond).any()):
             return data
@@ -137,6 +126,7 @@ def test_every_prior_of_the_lab_is_in_the_matrix():
     [
         ("DecoderBernoulli", "binarize"),
         ("DecoderContinuousBernoulli", "scale"),
+        ("DecoderCategorical", "scale"),
         ("Binomial", "transform the data"),
     ],
 )

@@ -313,15 +313,22 @@ DECODERS = {
     "net": (lambda net: lab.DecoderGaussian(net, "net"), 2),
     "Bernoulli": (lab.DecoderBernoulli, 1),
     "continuous Bernoulli": (lab.DecoderContinuousBernoulli, 1),
+    "categorical": (lambda net: lab.DecoderCategorical(net, 3), 3),
 }
 
 
-@pytest.mark.parametrize("prior", [lab.PriorGaussian, lambda d: lab.PriorMixture(d, 3)])
+PRIORS = [lab.PriorGaussian, lambda d: lab.PriorMixture(d, 3), lab.PriorAutoregressive]
+
+
+@pytest.mark.parametrize("prior", PRIORS)
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize(
     ("event", "name"),
     # A scalar has no channels to double.
-    sorted({*product([(), (1,), (5,), (2, 3), (3, 5, 7)], DECODERS)} - {((), "net")}),
+    sorted(
+        {*product([(), (1,), (5,), (2, 3), (3, 5, 7)], DECODERS)}
+        - {((), "net"), ((), "categorical")}
+    ),
 )
 def test_shapes_are_right_for_every_event_on_every_device(event, name, device, prior):
     # The meta device holds no numbers: what was created on a fixed device shows up as an error.
@@ -345,8 +352,8 @@ def test_shapes_are_right_for_every_event_on_every_device(event, name, device, p
 @pytest.mark.parametrize("name", DECODERS)
 def test_float64_is_kept(name):
     make, channels = DECODERS[name]
-    for prior in (lab.PriorGaussian(2), lab.PriorMixture(2, 3)):
-        vae = tiny_vae((6,), decoder=make, prior=prior)
+    for prior in PRIORS:
+        vae = tiny_vae((6,), decoder=make, prior=prior(2))
         vae.decoder.net = lab.mlp(2, [8], 6 * channels)
         vae.double()
         x = torch.ones(4, 6, dtype=torch.float64)
