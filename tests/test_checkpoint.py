@@ -116,6 +116,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
     assert path.read_bytes() == before
     assert same(dict(model.state_dict()), dict(content(path)["model"]))
     np.testing.assert_array_equal(again.train, first.train)
+    assert again.train_points == first.train_points == len(POINTS)
 
 
 # -------------------------------------------------------------------- what is not to be resumed
