@@ -40,7 +40,6 @@ import socket
 import tempfile
 import time
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -958,6 +957,9 @@ class History:
     test_se: np.ndarray = field(default_factory=_none)
     seconds: np.ndarray = field(default_factory=_none)
     """Duration of each epoch, its evaluation included, ``(epochs,)``."""
+    train_points: int = 0
+    test_points: int = 0
+    """How many points the data set has, of which ``cloud`` may have kept a part."""
 
     def extended(
         self, cloud: int | None = None, seconds: float | None = None, **rows: Tensor
@@ -978,6 +980,7 @@ class History:
             new[f"{split}_mean"] = np.append(new[f"{split}_mean"], values.mean())
             error = values.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
             new[f"{split}_se"] = np.append(new[f"{split}_se"], error)
+            new[f"{split}_points"] = n
         if seconds is not None:
             new["seconds"] = np.append(new["seconds"], seconds)
         return History(**new)
@@ -1007,7 +1010,7 @@ class History:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
                 if set(arrays) != set(cls.__dataclass_fields__):
                     raise ValueError(f"it holds {', '.join(arrays)}")
-                return cls(**arrays)
+                return cls(**{name: array[()] for name, array in arrays.items()})
         except FileNotFoundError:
             raise
         except Exception as error:  # a damaged file makes its readers raise whatever they like
@@ -1452,7 +1455,7 @@ def _save(
         "settings": settings,
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
-        "history": {name: torch.from_numpy(array) for name, array in vars(history).items()},
+        "history": {name: torch.as_tensor(value) for name, value in vars(history).items()},
     }
     content = io.BytesIO()  # torch.save into a file would hide what the disk says
     torch.save(state, content)
@@ -1460,6 +1463,7 @@ def _save(
     try:
         with open(temporary, "wb") as file:
             file.write(content.getbuffer())
+            file.write(hashlib.sha256(content.getbuffer()).digest())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -1490,12 +1494,13 @@ def _resume(
 ) -> History:
     """Put model and optimizer into the state of a checkpoint, and return its history."""
     try:
-        with zipfile.ZipFile(io.BytesIO(saved)) as archive:  # torch.load looks at no checksum
-            if damaged := archive.testzip():
-                raise ValueError(f"{damaged} is damaged")
-        state = torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True)
+        # torch.load looks at no checksum, and those of its zip file do not cover the headers.
+        content, digest = saved[:-32], saved[-32:]
+        if hashlib.sha256(content).digest() != digest:
+            raise ValueError("the checksum does not fit")
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         there = dict(state["settings"])
-        history = History(**{name: t.numpy() for name, t in state["history"].items()})
+        history = History(**{name: t.numpy()[()] for name, t in state["history"].items()})
     except Exception as error:  # a damaged file makes its readers raise whatever they like
         raise ValueError(
             f"{path} is not a readable checkpoint (truncated or corrupted?): it was left as it is; "
@@ -1634,7 +1639,7 @@ def plot_learning_curve(history: History, ax: Axes | None = None, points: bool =
         ax.plot(epoch, mean, color=color, lw=2, zorder=3, label=name)
     _label_ends(ax, {n: (e[-1], m[-1], c) for n, (e, _, m, c) in series.items()}, halo)
     if points:
-        _note_cloud(ax, {name: cloud for name, (_, cloud, _, _) in series.items()})
+        _note_cloud(ax, history)
     if epochs >= 4:
         _mark_convergence(ax, history.convergence(), history.test_mean, halo)
     ax.set(xlabel="epoch", ylabel="−ELBO (nats per image)")
@@ -1665,16 +1670,15 @@ def _label_ends(ax: Axes, ends: dict[str, tuple[float, float, str]], halo: list[
         )
 
 
-def _note_cloud(ax: Axes, clouds: dict[str, np.ndarray]) -> None:
+def _note_cloud(ax: Axes, history: History) -> None:
     low, high = ax.get_ylim()
-    drawn = " and ".join(
-        f"{min(_CLOUD, cloud.shape[1]):,} of {cloud.shape[1]:,} {name}"
-        for name, cloud in clouds.items()
-    )
-    beyond = sum(int(((c < low) | (c > high)).sum()) for c in clouds.values())
-    share = 100 * beyond / sum(cloud.size for cloud in clouds.values())
+    clouds = history.train, history.test
+    train, test = (min(_CLOUD, cloud.shape[1]) for cloud in clouds)
+    beyond = sum(int(((cloud < low) | (cloud > high)).sum()) for cloud in clouds)
+    share = 100 * beyond / sum(cloud.size for cloud in clouds)
     ax.set_title(
-        f"a dot is an image in an epoch · {drawn} · {share:.2g} % of points beyond the axis",
+        f"a dot is an image in an epoch · {train:,} of {history.train_points:,} train and "
+        f"{test:,} of {history.test_points:,} test · {share:.2g} % of points beyond the axis",
         loc="left",
         fontsize=9,
         color=_GREY,

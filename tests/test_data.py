@@ -1,5 +1,6 @@
 """Data sets: the real ones where they are, synthetic IDX files for all that may go wrong."""
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -9,14 +10,14 @@ import shutil
 import struct
 import threading
 import tracemalloc
-from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
-from conftest import Executed, within
+from conftest import Executed, quick_processes, within
 from torch.utils.data import DataLoader, Subset
 from torchvision import datasets
 
@@ -32,6 +33,13 @@ def idx(array):
     return header + array.astype(np.uint8).tobytes()
 
 
+def published(files):
+    """What the module knows of the published files, if these are them."""
+    sums = tuple(hashlib.sha256(content).hexdigest() for content in files.values())
+    sizes = {name: len(content) for name, content in files.items()}
+    return {"_FILES": sizes, "_SHA256": {"MNIST": sums, "Fashion-MNIST": sums}}
+
+
 @pytest.fixture
 def files(monkeypatch):
     """Four small IDX files that the module takes for the published ones."""
@@ -40,9 +48,8 @@ def files(monkeypatch):
     for split, n in (("train", 12), ("t10k", 5)):
         made[f"{split}-images-idx3-ubyte"] = idx(rng.integers(0, 256, (n, 4, 6)))
         made[f"{split}-labels-idx1-ubyte"] = idx(rng.integers(0, 10, n))
-    sums = tuple(hashlib.sha256(content).hexdigest() for content in made.values())
-    monkeypatch.setattr(lab, "_FILES", {name: len(content) for name, content in made.items()})
-    monkeypatch.setattr(lab, "_SHA256", {"MNIST": sums, "Fashion-MNIST": sums})
+    for name, value in published(made).items():
+        monkeypatch.setattr(lab, name, value)
     return made
 
 
@@ -231,21 +238,66 @@ def test_a_download_of_something_else_is_not_taken_for_the_data(tmp_path, downlo
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_several_downloads_into_one_folder_at_once_do_not_disturb_each_other(
-    tmp_path, files, monkeypatch
-):
-    together = threading.Barrier(4, timeout=60)
+RACES = 20
 
-    def download(self):
-        together.wait()  # all have found the folder empty
-        write(Path(self.raw_folder), files)
-        together.wait()
 
-    monkeypatch.setattr(datasets.MNIST, "download", download)
-    with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(lambda _: lab.load_images("mnist", tmp_path), range(4)))
-    assert all(torch.equal(r.train.images, results[0].train.images) for r in results)
-    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == sorted(files)
+@contextlib.contextmanager
+def mirror(packed):
+    """The address of a server that answers two at a time: both ask for a file before one has it."""
+    together = threading.Barrier(2, timeout=60)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            together.wait()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(packed[self.path[1:]])
+
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+        thread.join()
+
+
+def download_again_and_again(address, files, packed, folder, told):
+    """In a process of its own, whose only folder is this one; tells the pixels it gets."""
+    os.chdir(folder)
+    os.environ.update(HOME=str(folder), TMPDIR=str(folder), TQDM_DISABLE="1", no_proxy="*")
+    vars(lab).update(published(files))
+    datasets.MNIST.mirrors = [address]
+    datasets.MNIST.resources = [
+        (name, hashlib.md5(content).hexdigest()) for name, content in packed.items()
+    ]
+    for race in range(RACES):
+        told.send(lab.load_images("mnist", f"data {race}").train.images.numpy().tobytes())
+
+
+def test_two_processes_that_download_into_one_folder_at_once_both_get_the_data(tmp_path, files):
+    packed = {f"{name}.gz": gzip.compress(content) for name, content in files.items()}
+    context = quick_processes()
+    pipes = [context.Pipe(duplex=False) for _ in range(2)]
+    with mirror(packed) as address:
+        processes = [
+            context.Process(
+                target=download_again_and_again, args=(address, files, packed, tmp_path, told)
+            )
+            for _, told in pipes
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(120)
+            process.kill()
+    assert [process.exitcode for process in processes] == [0, 0]
+    got = [heard.recv() for heard, _ in pipes for _ in range(RACES)]
+    assert got == [files[TRAIN_IMAGES][16:]] * (2 * RACES)
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {f"data {race}/MNIST/raw/{name}" for race in range(RACES) for name in files}
 
 
 @pytest.mark.usefixtures("downloads")

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from conftest import generator_states, tiny_vae
+from conftest import generator_states, run, tiny_vae
 
 import vae_helpers as lab
 
@@ -89,6 +89,14 @@ def test_a_large_cloud_is_thinned_to_the_same_points_in_each_epoch_and_says_so()
     columns = {tuple(column) for column in history.test.T.tolist()}
     assert {tuple(column) for column in y.T.tolist()} <= columns
     assert "10,000 of 12,000 train and 10,000 of 12,000 test" in ax.get_title(loc="left")
+
+
+def test_a_history_that_kept_a_part_of_the_points_states_the_size_of_the_data_set(tmp_path):
+    history = run(tiny_vae(), torch.randn(1234, 6), test=torch.randn(50, 6), cloud=60)
+    history.save(tmp_path / "history.npz")
+    for curve in (history, lab.History.load(tmp_path / "history.npz")):
+        title = lab.plot_learning_curve(curve).get_title(loc="left")
+        assert "60 of 1,234 train and 50 of 50 test" in title
 
 
 def test_labels_are_right_and_there_is_no_legend():

@@ -65,6 +65,7 @@ def test_a_thinned_cloud_keeps_one_sample_of_points_and_the_averages_of_all(clou
     assert np.array_equal(history.test - history.test[0], [[1000 * e] * kept for e in range(4)])
     assert np.allclose(history.test_mean, 49.5 + 1000 * np.arange(4))
     assert np.allclose(history.test_se, np.std(np.arange(100), ddof=1) / 10)
+    assert (history.train_points, history.test_points) == (0, 100)
 
 
 def test_training_with_a_thinned_cloud_gives_the_averages_of_the_whole():
@@ -99,9 +100,9 @@ def test_what_is_saved_is_loaded_again(history, tmp_path):
     path = tmp_path / "a run"
     history.save(path)
     loaded = lab.History.load(path)
-    for name, array in vars(history).items():
-        assert np.array_equal(getattr(loaded, name), array)
-        assert getattr(loaded, name).dtype == array.dtype
+    for name, value in vars(history).items():
+        assert np.array_equal(getattr(loaded, name), value)
+        assert np.asarray(getattr(loaded, name)).dtype == np.asarray(value).dtype
     assert repr(loaded) == repr(history)
 
 
