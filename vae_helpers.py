@@ -1132,7 +1132,12 @@ def fit(
     held_out = _Source(test, "test", device, transform, workers)
     rank, world = _process()
     model.to(device)
-    replica = nn.parallel.DistributedDataParallel(model) if world > 1 else model
+    replica: nn.Module = model
+    if world > 1:
+        # Gradients that share a bucket are packed anew after the first step, which changes the
+        # order of their sums: a continued run would differ in the last bit.
+        bucket = 0 if device.type == "cpu" else None
+        replica = nn.parallel.DistributedDataParallel(model, bucket_cap_mb=bucket)
     optimizer = torch.optim.Adam(model.parameters(), lr, fused=device.type in ("cpu", "cuda"))
     history = History()
     settings = {
