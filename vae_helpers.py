@@ -1233,6 +1233,8 @@ def _evaluate(model: VAE, source: _Source, seed: int, where: str) -> Elbo:
     own = next((p.dtype for p in model.parameters()), torch.float32)
     dtype = torch.promote_types(own, torch.float32)
     terms = torch.zeros(2, len(source), dtype=dtype, device=source.device)
+    for buffer in model.buffers() if world > 1 else ():  # such as running averages of batches
+        dist.broadcast(buffer, 0)
     model.eval()
     seeded = _seeded(seed, 0, 1 + rank)
     shares = source.shares(_EVALUATION_BATCH, rank, world)
@@ -1682,8 +1684,8 @@ def _note_cloud(ax: Axes, history: History) -> None:
     beyond = sum(int(((cloud < low) | (cloud > high)).sum()) for cloud in clouds)
     share = 100 * beyond / sum(cloud.size for cloud in clouds)
     ax.set_title(
-        f"a dot is an image in an epoch · {train:,} of {history.train_points:,} train and "
-        f"{test:,} of {history.test_points:,} test · {share:.2g} % of points beyond the axis",
+        f"a dot is an image · shown: {train:,} of {history.train_points:,} train and "
+        f"{test:,} of {history.test_points:,} test; {share:.2g} % lie beyond",
         loc="left",
         fontsize=9,
         color=_GREY,

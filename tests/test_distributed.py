@@ -46,6 +46,13 @@ def still_vae():
     return model.double()
 
 
+def normalising_vae():
+    """One whose evaluation depends on buffers: the running averages of the points trained on."""
+    model = still_vae()
+    model.encoder.net.insert(0, torch.nn.BatchNorm1d(6, dtype=torch.float64))
+    return model
+
+
 def noisy_vae():
     torch.manual_seed(0)
     return tiny_vae().double()
@@ -85,6 +92,7 @@ def scenarios(rank, world, folder):
     trained("batches", still_vae(), batch_size=16, **standing)
     trained("last batch of one", still_vae(), POINTS[:97], batch_size=16, **standing)
     trained("one test point", still_vae(), test=POINTS[:1], **standing)
+    trained("buffers", normalising_vae(), batch_size=20, epochs=2)
     # Checkpoints in folders of their own, as on machines without a common disk.
     mine = folder / str(rank)
     mine.mkdir()
@@ -177,6 +185,15 @@ def test_processes_agree_on_weights_and_history(seen):
                 assert torch.equal(other[name]["weights"][key], value)
 
 
+def test_all_points_are_evaluated_by_one_model_buffers_included(seen):
+    model = normalising_vae()
+    model.load_state_dict(seen[0]["buffers"]["weights"])
+    with torch.no_grad():
+        alone = -model.eval().elbo(POINTS).value.numpy()
+    for there in seen:
+        np.testing.assert_allclose(there["buffers"]["test"][-1], alone, rtol=1e-6)
+
+
 def test_randomness_is_independent(seen, world):
     drawn = [value for there in seen for value in there["drawn"]]
     assert len(drawn) == world * CALLS
@@ -209,7 +226,7 @@ def test_another_number_of_processes_goes_on(folder):
 def second_of_three(monkeypatch):
     """What can be seen without the others: the errors that come before any communication."""
     monkeypatch.setattr(lab, "_process", lambda: (1, 3))
-    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", lambda model: model)
+    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", lambda model, **_: model)
 
 
 @pytest.mark.parametrize(("points", "batch_size"), [(POINTS[:2], 128), (POINTS, 2)])

@@ -153,6 +153,13 @@ def test_the_final_values_are_written_at_their_lines_in_their_colours_and_kept_a
     assert upper.y0 >= lower.y1 - 1  # pixels
 
 
+def test_the_note_on_the_cloud_stays_within_the_figure_beside_wide_labels():
+    ax = lab.plot_learning_curve(history_of(26, 12_000, last=-1100.0, first=3000.0))
+    ax.figure.canvas.draw()
+    note = ax._left_title.get_window_extent()
+    assert ax.figure.bbox.x0 <= note.x0 and note.x1 <= ax.figure.bbox.x1
+
+
 @pytest.mark.parametrize("epochs", [1, 3, 8])
 def test_the_share_of_points_beyond_the_axis_is_said_and_right(epochs):
     history = history_of(epochs)
@@ -161,7 +168,7 @@ def test_the_share_of_points_beyond_the_axis_is_said_and_right(epochs):
     values = np.concatenate([history.train.ravel(), history.test.ravel()])
     share = 100 * np.mean((values < low) | (values > high))
     assert share > 0
-    (said,) = re.findall(r"([\d.]+) % of points beyond the axis", ax.get_title(loc="left"))
+    (said,) = re.findall(r"([\d.]+) % lie beyond", ax.get_title(loc="left"))
     assert float(said) == pytest.approx(share, rel=0.05)
 
 
