@@ -259,21 +259,32 @@ def scale(raw: Tensor) -> Tensor:
 
 
 def dequantize(raw: Tensor) -> Tensor:
-    """x = (raw + u)/256 with u ~ U[0, 1), drawn anew each time: for ``DecoderGaussian``.
+    """x = (raw + u)/256 with u ~ U(0, 1), drawn anew each time: for ``DecoderGaussian``.
 
     The uniform noise makes 8-bit levels a density on [0, 1]; the mean log-density in nats, less
     D log 256, then bounds the log-probability of the levels (Theis et al. 2016, section 3.1).
     """
-    return (_raw(raw) + torch.rand(raw.shape, device=raw.device)) / 256
+    return _noise(_raw(raw)).mul_(2**-16).add_(raw).mul_(2**-8)
 
 
 def binarize(raw: Tensor) -> Tensor:
     """x ~ Bernoulli(raw/255), drawn anew each time: for ``DecoderBernoulli``.
 
-    "Dynamic binarisation" (Salakhutdinov & Murray 2008): grey values are probabilities of ink.
+    "Dynamic binarisation" (Salakhutdinov & Murray 2008): grey values are probabilities of ink,
+    here to the nearest multiple of 2⁻¹⁶, and exactly at 0 and 1.
     """
-    threshold = torch.randint(255, raw.shape, dtype=torch.uint8, device=raw.device)
-    return (threshold < _raw(raw)).float()  # raw of the 255 thresholds lie below raw: exact
+    return _noise(_raw(raw)).sub_(raw, alpha=2**16 / 255).lt_(0)
+
+
+def _noise(raw: Tensor) -> Tensor:
+    """Uniform on (0, 2¹⁶), in the shape of ``raw``; float32.
+
+    A CPU draws one number after the other, so there every word is cut into four of 16 bits.
+    """
+    if raw.device.type != "cpu":
+        return torch.rand(raw.shape, device=raw.device).mul_(2**16)
+    words = torch.empty(-(-raw.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    return words.view(torch.int16)[: raw.numel()].view(raw.shape).float().add_(2**15 + 0.5)
 
 
 # --------------------------------------------------------------------------------- networks
@@ -480,7 +491,39 @@ class DecoderBernoulli(Conditional):
 
     def distribution(self, out: Tensor) -> Distribution:
         """Logits ``(B, *event)`` → Bernoulli with that event."""
-        return _independent(Bernoulli(logits=out, validate_args=False))
+        base = Bernoulli(logits=out, validate_args=False)
+        return _IndependentBernoulli(base, out.ndim - 1, validate_args=False)
+
+
+class _IndependentBernoulli(Independent):  # type: ignore[type-arg]  # not generic in PyTorch 2.4
+    """``Independent`` of a ``Bernoulli``, whose log-probability takes 1/64 of the logarithms."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        value, logits = torch.broadcast_tensors(value, self.base_dist.logits)
+        batch = value.shape[: value.ndim - self.reinterpreted_batch_ndims]
+        return _BernoulliLogProb.apply(logits.reshape(*batch, -1), value.reshape(*batch, -1))
+
+
+class _BernoulliLogProb(torch.autograd.Function):
+    """Σ x l − log(1 + eˡ) over the last dimension, for logits l and x in {0, 1}.
+
+    log(1 + eˡ) = max(l, 0) − log σ(|l|), and σ(|l|) lies in [½, 1]: so the product of 64 of them
+    cannot underflow, and one logarithm, a slow function on a CPU, does for all of them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, value: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, value)
+        factors = F.pad(logits.abs().sigmoid_(), (0, -logits.shape[-1] % 64), value=1.0)
+        logs = factors.unflatten(-1, (-1, 64)).prod(-1).log()
+        return (value * logits).sub_(logits.relu()).sum(-1) + logs.sum(-1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        logits, value = ctx.saved_tensors
+        grad = grad.unsqueeze(-1)
+        by_value = grad * logits if ctx.needs_input_grad[1] else None
+        return (value - logits.sigmoid()).mul_(grad), by_value
 
 
 class DecoderContinuousBernoulli(Conditional):
@@ -1200,9 +1243,9 @@ def _train(
     for step, (share, weight, x) in enumerate(batches):
         elbo = _checked(replica, x, f"epoch {epoch}, step {step + 1}")
         objective = (beta * elbo.kl - elbo.log_likelihood).sum() * weight
-        optimizer.param_groups[0]["lr"] = float(rates[step])
         optimizer.zero_grad()
         objective.backward()
+        optimizer.param_groups[0]["lr"] = float(rates[step])
         optimizer.step()
         row[share] = -elbo.value.detach().float()
         bar.update()
