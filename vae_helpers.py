@@ -11,16 +11,17 @@ prior p(z) is one without a condition. A VAE only composes the three::
 This file reads from top to bottom in that order:
 
 ==================  ====================================================================
-data                load_images, scale, dequantize, binarize
-networks            mlp, residual_mlp, conv_encoder, conv_decoder
-distributions       EncoderGaussian, DecoderGaussian, DecoderBernoulli and its continuous sister,
-                    DecoderCategorical
+data                load_images → Images, each split an ImageSet; scale, dequantize, binarize
+networks            mlp, residual_mlp (Residual), conv_encoder, conv_decoder; Reshape
+distributions       Conditional: EncoderGaussian, DecoderGaussian, DecoderBernoulli,
+                    DecoderContinuousBernoulli, DecoderCategorical; MIN_SCALE bounds scales
 priors              PriorGaussian, PriorMixture, PriorVamp, PriorAutoregressive
 model               VAE (elbo, loss, sample, reconstruct, log_marginal), Elbo
-training            fit, evaluate, History (save, load, convergence)
-diagnostics         latent_units, bits_per_dim
+training            fit, evaluate, History (save, load, convergence → Convergence)
+diagnostics         latent_units → LatentUnits, bits_per_dim
 figures             plot_learning_curve, plot_images, plot_latents, plot_manifold, plot_units,
-                    plot_rate_distortion, save_figure, explore_plane
+                    plot_rate_distortion, explore_plane (a page to touch), new_figure,
+                    save_figure; TRAIN_COLOR, TEST_COLOR
 ==================  ====================================================================
 
 Every log-probability, KL and ELBO is in nats, summed over the event, one number per data point.

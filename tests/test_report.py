@@ -11,11 +11,15 @@ import zlib
 
 import nbformat
 import pytest
-from conftest import ROOT
+import torch
+from conftest import ROOT, tiny_vae
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+import vae_helpers as lab
+
 MAX_BYTES = 6_000_000
+MAX_EXPLORER_BYTES = 1_500_000
 
 sys.path.insert(0, str(ROOT / "tools"))
 export = importlib.import_module("export")
@@ -217,8 +221,11 @@ def assert_sound(found: dict) -> None:
 
 
 def test_sample_in_browser(browse, tmp_path):
+    vae = tiny_vae((1, 8, 8), decoder=lab.DecoderBernoulli)
+    images = torch.rand(30, 1, 8, 8).round()
+    explorer = lab.explore_plane(vae, images, torch.arange(30) % 10).data
     file = tmp_path / "sample.html"
-    file.write_text(page(*SAMPLE), encoding="utf-8")
+    file.write_text(page(*SAMPLE, code("explore()", html(explorer))), encoding="utf-8")
     found = browse("check.mjs", file)
     assert_sound(found)
     assert found["page"]["math"] == 4
@@ -230,6 +237,8 @@ def test_report_in_browser(browse, tmp_path):
     if not notebook.exists():
         pytest.skip("vae_lab.ipynb is not written yet")
     file = tmp_path / "vae_lab.html"
+    (explorer,) = (c for c in nbformat.read(notebook, as_version=4).cells if c.id == "explore")
+    assert len(str(explorer.outputs)) <= MAX_EXPLORER_BYTES
     assert export.main([str(notebook), str(file)]) == 0
     assert file.stat().st_size <= MAX_BYTES
     assert_sound(browse("check.mjs", file))
