@@ -1801,7 +1801,7 @@ def plot_manifold(model: VAE, ax: Axes | None = None, side: int = 18) -> Axes:
 def _decoded_plane(model: VAE, limit: float, side: int) -> Tensor:
     """Means ``(side², H, W)`` over [−limit, limit]², read as a page: z₁ to the right, z₂ down."""
     line = torch.linspace(-limit, limit, side)
-    grid = torch.cartesian_prod(-line, line).flip(1).to(next(model.parameters()).device)
+    grid = torch.cartesian_prod(-line, line).flip(1).to(next(model.parameters()))
     means: Tensor = model.decoder(grid).mean
     return means[:, 0].cpu()
 
@@ -1875,16 +1875,17 @@ def explore_plane(model: VAE, x: Tensor, labels: Tensor) -> Any:
             "the explorer shows images (N, 1, H, W) and their labels (N,); "
             f"got {_dims(x)} and {_dims(labels)}"
         )
+    elbo = evaluate(model, x, device=x.device, precision="float32")
     with torch.no_grad():
-        z = model.encoder(x).mean
+        z = model.encoder(x).mean.cpu()
     if z.shape[1:] != (2,):
         raise ValueError(f"the explorer shows a latent plane, D = 2; got D = {z.shape[1]}")
     # A few codes lie so far out that the others would shrink to a blot.
     extent = z.abs().amax(1)
     limit = max(_BULK, extent.quantile(0.98).item())
-    x, z, labels = x[extent <= limit], z[extent <= limit], labels[(extent <= limit).cpu()]
-    elbo = evaluate(model, x, device=x.device, precision="float32")
-    rows = torch.cat([z, torch.stack([-elbo.log_likelihood, elbo.kl], 1)], 1).tolist()
+    near = extent <= limit
+    x, labels = x[near.to(x.device)], labels.cpu()[near]
+    numbers = torch.column_stack([z, -elbo.log_likelihood.cpu(), elbo.kl.cpu()])[near]
     columns = math.isqrt(len(x)) + 1
     content = {
         "limit": limit,
@@ -1894,7 +1895,9 @@ def explore_plane(model: VAE, x: Tensor, labels: Tensor) -> Any:
         "colors": list(TABLEAU_COLORS.values()),
         "points": [
             [round(z1, 3), round(z2, 3), label, round(distortion, 3), round(rate, 3)]
-            for (z1, z2, distortion, rate), label in zip(rows, labels.tolist(), strict=True)
+            for (z1, z2, distortion, rate), label in zip(
+                numbers.tolist(), labels.tolist(), strict=True
+            )
         ],
         "images": _png(_mosaic(x[:, 0].cpu(), columns)),
         "reconstructions": _png(_mosaic(model.reconstruct(x)[:, 0].cpu(), columns)),

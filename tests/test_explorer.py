@@ -1,5 +1,6 @@
 """The explorer of the latent plane: what it holds, and what a reader meets in a browser."""
 
+import copy
 import html
 import json
 import re
@@ -71,6 +72,13 @@ def test_drawing_disturbs_no_generator_and_no_weight(model, data):
     lab.explore_plane(model, *data)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(map(torch.equal, before, model.parameters()))
+
+
+def test_a_model_in_double_precision_is_explored_too(model, data, explorer):
+    double = copy.deepcopy(model).double()
+    points = np.array(content(lab.explore_plane(double, data[0].double(), data[1]).data)["points"])
+    single = np.array(content(explorer)["points"])
+    assert np.abs(points - single)[:, [0, 1, 2, 4]].max() <= 0.002  # all but the sampled term
 
 
 def test_only_the_outermost_codes_are_left_out(model, data, explorer):

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -38,13 +37,13 @@ def server(tmp_path):
     settings |= {"VAE_LAB_DATASET": "digits", "VAE_LAB_FIGURES": str(tmp_path / "figures")}
     # A reader has the bars that the other tests switch off.
     surroundings = {k: v for k, v in os.environ.items() if k != "TQDM_DISABLE"}
-    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--expose-app-in-browser",
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--expose-app-in-browser",
                "--allow-root", f"--ServerApp.port={free_port()}", f"--ServerApp.root_dir={home}",
                "--ServerApp.ip=127.0.0.1"]  # fmt: skip
     log = tmp_path / "log"
     with log.open("w") as out:
         process = subprocess.Popen(command, cwd=home, env=surroundings | settings, stdout=out,
-                                   stderr=out, start_new_session=True)  # fmt: skip
+                                   stderr=out)  # fmt: skip
     try:
         told = tmp_path / "jupyter_runtime_dir" / f"jpserver-{process.pid}.json"
         for _ in range(600):
@@ -59,7 +58,7 @@ def server(tmp_path):
         try:
             process.wait(20)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
             process.wait()
 
 
