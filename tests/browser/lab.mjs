@@ -36,6 +36,10 @@ found.notebook = await page.evaluate(async () => {
   return panel.content.model.toJSON();
 });
 
+for (const output of found.notebook.cells.flatMap((cell) => cell.outputs ?? [])) {
+  if (output.output_type === "error") throw new Error(`${output.ename}: ${output.evalue}`);
+}
+
 await scrollTo("explore");
 const plane = page.locator(".plane-explorer .plane");
 await plane.waitFor({ timeout: 10_000 });
@@ -52,6 +56,12 @@ for (const key of ["ArrowDown", "ArrowRight", "ArrowRight"]) await page.keyboard
 found.keys = await at();
 found.stayed = before === (await active());
 if (screenshot) await page.screenshot({ path: screenshot });
+
+// Run once more, the cell has a new explorer, and that lives, too.
+await page.evaluate(() => window.jupyterapp.commands.execute("notebook:run-cell"));
+await page.locator(".plane-explorer output", { hasText: "z = (0.00, 0.00)" }).waitFor({ timeout: 10_000 });
+await plane.press("ArrowUp");
+found.again = await at();
 
 // The table of the assignment leads to its cells.
 await scrollTo("assignment");
