@@ -45,6 +45,28 @@ def data():
 
 
 @pytest.fixture(scope="module")
+def density():
+    """A Gaussian decoder that fits its grey images well: its −ELBO is negative. With its data."""
+    generator = torch.Generator().manual_seed(6)
+    x = 0.5 + 0.02 * torch.randn(POINTS, *SHAPE, generator=generator)
+    torch.manual_seed(4)
+    encoder, decoder = lab.mlp(SHAPE, [], 4), lab.mlp(2, [16], SHAPE)
+    (first,), (*_, last) = (
+        [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
+        for net in (encoder, decoder)
+    )
+    with torch.no_grad():
+        first.weight[:2] *= 100
+        first.bias.copy_(-0.5 * first.weight.sum(1))
+        last.weight.mul_(0.1)
+        last.bias.fill_(0.5)
+    vae = lab.VAE(
+        lab.EncoderGaussian(encoder), lab.DecoderGaussian(decoder, 0.05), lab.PriorGaussian(2)
+    )
+    return vae, x
+
+
+@pytest.fixture(scope="module")
 def explorer(model, data):
     return lab.explore_plane(model, *data).data
 
@@ -136,12 +158,9 @@ def test_a_missing_page_is_named(tmp_path):
 # ------------------------------------------------------------------------- in the browser
 
 
-@pytest.fixture(scope="module")
-def plan(model, data, explorer):
+def planned(model, x, labels, page):
     """What is to be done, and what must then be seen: computed from the model alone."""
-    held = content(explorer)
-    limit, side = held["limit"], held["side"]
-    x, labels = data
+    limit, side = (content(page)[key] for key in ("limit", "side"))
     codes = model.encoder(x).mean.detach()
     kept = codes.abs().amax(1) <= limit
     x, labels, codes = x[kept], labels[kept], codes[kept]
@@ -153,7 +172,12 @@ def plan(model, data, explorer):
 
 
 @pytest.fixture(scope="module")
-def seen(browse, explorer, plan, tmp_path_factory):
+def plan(model, data, explorer):
+    return planned(model, *data, explorer)
+
+
+@pytest.fixture(scope="module")
+def seen(browse, explorer, plan, density, tmp_path_factory):
     """Everything the reader does, in one visit to a page that holds two explorers."""
     pointers = [[0.013, 0.02], [0.31, 0.77], [0.62, 0.18], [0.985, 0.99]]
     clicks = [0, 7, 23]
@@ -165,17 +189,20 @@ def seen(browse, explorer, plan, tmp_path_factory):
         {"explorer": 0, "keys": ["ArrowLeft"] * 100},
         {"explorer": 0, "keys": ["Enter"]},
         {"explorer": 0, "touch": [[0.2, 0.2], [0.4, 0.5], [0.7, 0.9]]},
-        {"explorer": 1, "move": [0.31, 0.77], "colors": plan["places"].tolist()},
+        {"explorer": 0, "move": [0.31, 0.77], "colors": plan["places"].tolist()},
+        {"explorer": 1, "click": [0.31, 0.77]},
     ]
+    second = lab.explore_plane(*density, torch.zeros(POINTS, dtype=torch.int64)).data
     page = tmp_path_factory.mktemp("explorer") / "page.html"
     top = '<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Two explorers</title>'
-    page.write_text(f"{top}{explorer}<hr>{explorer}", encoding="utf-8")
+    page.write_text(f"{top}{explorer}<hr>{second}", encoding="utf-8")
     found = browse("explore.mjs", page, json.dumps(actions))
     states = iter(found["states"])
     found["pointers"] = [(place, next(states)) for place in pointers]
     found["clicks"] = [(i, next(states)) for i in clicks]
-    for name in ("middle", "keys", "far left", "entered", "touched", "second"):
+    for name in ("middle", "keys", "far left", "entered", "touched", "coloured", "second"):
         found[name] = next(states)
+    found["second plan"] = planned(*density, torch.zeros(POINTS), second)
     return found
 
 
@@ -245,8 +272,17 @@ def test_a_finger_explores_and_the_page_stays(seen, model, plan):
     assert seen["touched"]["scrolled"] == seen["entered"]["scrolled"]
 
 
-def test_a_second_explorer_on_the_page_lives_too(seen, model, plan):
-    assert_decoded(model, seen["second"], grid_point(plan, [0.31, 0.77]))
+def test_a_second_explorer_lives_too_and_shows_a_density(seen, density):
+    vae, plan = density[0], seen["second plan"]
+    assert_decoded(vae, seen["second"], grid_point(plan, [0.31, 0.77]))
+    total, reconstruction, rate = (
+        float(re.search(r"-?\d+\.\d+", text.replace("−", "-"))[0])
+        for text in seen["second"]["split"]
+    )
+    assert reconstruction < 0 < rate
+    assert total == pytest.approx(reconstruction + rate, abs=0.11)
+    assert seen["second"]["bar"] == 0, "a negative length cannot be drawn"
+    assert seen["entered"]["bar"] > 0
 
 
 def test_each_test_point_lies_at_its_code_in_the_colour_of_its_label(seen, plan):
@@ -256,7 +292,7 @@ def test_each_test_point_lies_at_its_code_in_the_colour_of_its_label(seen, plan)
     labels, places = plan["labels"].numpy(), plan["places"]
     names = np.array([np.sort(places[labels == label], 0)[3] for label in range(10)])
     checked = 0
-    for i, color in enumerate(seen["second"]["colors"]):
+    for i, color in enumerate(seen["coloured"]["colors"]):
         others = np.delete(places, i, 0)
         hidden = np.abs(others - places[i]).max(1).min() < 0.015
         hidden |= np.abs(names - places[i]).max(1).min() < 0.06 or min(places[i]) < 0.06

@@ -52,6 +52,7 @@ const state = (root, places) => {
       [...pen.getImageData(x * ground.width, y * ground.height, 1, 1).data].slice(0, 3)),
     at: root.querySelector("output").textContent,
     split: [...root.querySelectorAll(".split p:first-child, .split span")].map((e) => e.textContent),
+    bar: root.querySelector(".bar").offsetHeight,
     scrolled: scrollY,
   };
 };
