@@ -30,9 +30,10 @@ torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 @pytest.fixture(autouse=True)
 def _quiet_surroundings(tmp_path, monkeypatch):
-    """One seed, no bars, and figures that go where nobody keeps them."""
+    """One seed, no bars, figures that go where nobody keeps them, and no choice of data."""
     torch.manual_seed(0)
     monkeypatch.setenv("TQDM_DISABLE", "1")
+    monkeypatch.delenv("VAE_LAB_DATASET", raising=False)
     monkeypatch.setenv("VAE_LAB_FIGURES", str(tmp_path / "figures"))
 
 
