@@ -11,16 +11,17 @@ prior p(z) is one without a condition. A VAE only composes the three::
 This file reads from top to bottom in that order:
 
 ==================  ====================================================================
-data                load_images, scale, dequantize, binarize
-networks            mlp, residual_mlp, conv_encoder, conv_decoder
-distributions       EncoderGaussian, DecoderGaussian, DecoderBernoulli and its continuous sister,
-                    DecoderCategorical
+data                load_images → Images, each split an ImageSet; scale, dequantize, binarize
+networks            mlp, residual_mlp (Residual), conv_encoder, conv_decoder; Reshape
+distributions       Conditional: EncoderGaussian, DecoderGaussian, DecoderBernoulli,
+                    DecoderContinuousBernoulli, DecoderCategorical; MIN_SCALE bounds scales
 priors              PriorGaussian, PriorMixture, PriorVamp, PriorAutoregressive
 model               VAE (elbo, loss, sample, reconstruct, log_marginal), Elbo
-training            fit, evaluate, History (save, load, convergence)
-diagnostics         latent_units, bits_per_dim
+training            fit, evaluate, History (save, load, convergence → Convergence)
+diagnostics         latent_units → LatentUnits, bits_per_dim
 figures             plot_learning_curve, plot_images, plot_latents, plot_manifold, plot_units,
-                    plot_rate_distortion, save_figure
+                    plot_rate_distortion, explore_plane (a page to touch), new_figure,
+                    save_figure; TRAIN_COLOR, TEST_COLOR
 ==================  ====================================================================
 
 Every log-probability, KL and ELBO is in nats, summed over the event, one number per data point.
@@ -29,13 +30,17 @@ Shapes: B data points in a batch, N in a data set, D latent dimensions. Nothing 
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import copy
 import hashlib
+import html
 import io
 import itertools
+import json
 import math
 import os
+import re
 import socket
 import tempfile
 import time
@@ -1822,22 +1827,34 @@ def plot_units(units: LatentUnits, ax: Axes | None = None) -> Axes:
     return ax
 
 
+_BULK = 2.5  # within it lie nearly 99 % of a standard normal
+
+
 def plot_manifold(model: VAE, ax: Axes | None = None, side: int = 18) -> Axes:
     """The decoder's means over a grid of the latent plane, for a model with D = 2 on images."""
     ax = new_figure(figsize=(6, 6))[1] if ax is None else ax
-    limit = 2.5
-    line = torch.linspace(-limit, limit, side)
-    grid = torch.cartesian_prod(line, line).to(next(model.parameters()).device)
-    with torch.no_grad():
-        pictures = model.decoder(grid).mean[:, 0].cpu()  # z₁ slowest, z₂ fastest
-    height, width = pictures.shape[1:]
-    # Rows of the picture go down as z₂ falls, columns to the right as z₁ grows.
-    tiles = pictures.view(side, side, height, width).flip(1).permute(1, 2, 0, 3)
-    picture = tiles.reshape(side * height, side * width).numpy()
-    half = limit * side / (side - 1)
-    ax.imshow(picture, cmap="gray_r", extent=(-half, half, -half, half))
+    half = _BULK * side / (side - 1)
+    picture = _mosaic(_decoded_plane(model, _BULK, side), side)
+    ax.imshow(picture.numpy(), cmap="gray_r", extent=(-half, half, -half, half))
     ax.set(xlabel="$z_1$", ylabel="$z_2$")
     return ax
+
+
+@torch.no_grad()
+def _decoded_plane(model: VAE, limit: float, side: int) -> Tensor:
+    """Means ``(side², H, W)`` over [−limit, limit]², read as a page: z₁ to the right, z₂ down."""
+    line = torch.linspace(-limit, limit, side)
+    grid = torch.cartesian_prod(-line, line).flip(1).to(next(model.parameters()))
+    means: Tensor = model.decoder(grid).mean
+    return means[:, 0].cpu()
+
+
+def _mosaic(tiles: Tensor, columns: int) -> Tensor:
+    """Images ``(n, H, W)`` in rows of ``columns``, the last row filled up with zeros."""
+    n, height, width = tiles.shape
+    rows = -(-n // columns)
+    full = torch.cat([tiles, tiles.new_zeros(rows * columns - n, height, width)])
+    return full.view(rows, columns, height, width).transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def plot_rate_distortion(points: dict[float, tuple[float, float]], ax: Axes | None = None) -> Axes:
@@ -1877,3 +1894,75 @@ def save_figure(figure: Figure, name: str, alt: str, folder: Path | None = None)
         figure.savefig(folder / f"{name}.svg", dpi=200, metadata={"Date": None, "Creator": None})
         figure.savefig(inline, dpi=150, format="png", metadata={"Software": None})
     return Image(inline.getvalue(), format="png", width=int(100 * figure.get_figwidth()), alt=alt)
+
+
+# The explorer's grid: fine enough for a hand, and well below a megabyte of 28 × 28 images.
+_EXPLORER_SIDE = 41
+
+
+def explore_plane(model: VAE, x: Tensor, labels: Tensor) -> Any:
+    """An explorer of the latent plane that needs neither kernel nor network, as ``HTML``.
+
+    For a model with D = 2, images ``(N, 1, H, W)`` in its space and their integer labels ``(N,)``.
+    It shows the codes of the images, and the decoder's means on a grid of the plane, in 8 bits;
+    where no script runs, the grid stands as a picture. The 2 % of the images whose codes lie
+    furthest out are left out. Raises ``ValueError`` for other data or another D, and
+    ``FileNotFoundError`` where its page, ``explorer.html``, does not lie beside this module.
+    """
+    from IPython.display import HTML
+    from matplotlib.colors import TABLEAU_COLORS
+
+    x = x.to(next(model.parameters()).device)
+    if x.ndim != 4 or x.shape[1] != 1 or labels.shape != x.shape[:1]:
+        raise ValueError(
+            "the explorer shows images (N, 1, H, W) and their labels (N,); "
+            f"got {_dims(x)} and {_dims(labels)}"
+        )
+    elbo = evaluate(model, x, device=x.device, precision="float32")
+    with torch.no_grad():
+        z = model.encoder(x).mean.cpu()
+    if z.shape[1:] != (2,):
+        raise ValueError(f"the explorer shows a latent plane, D = 2; got D = {z.shape[1]}")
+    # A few codes lie so far out that the others would shrink to a blot.
+    extent = z.abs().amax(1)
+    limit = max(_BULK, extent.quantile(0.98).item())
+    near = extent <= limit
+    x, labels = x[near.to(x.device)], labels.cpu()[near]
+    numbers = torch.column_stack([z, -elbo.log_likelihood.cpu(), elbo.kl.cpu()])[near]
+    columns = math.isqrt(len(x)) + 1
+    content = {
+        "limit": limit,
+        "side": _EXPLORER_SIDE,
+        "tile": x.shape[2:],
+        "columns": columns,
+        "colors": list(TABLEAU_COLORS.values()),
+        "points": [
+            [round(z1, 3), round(z2, 3), label, round(distortion, 3), round(rate, 3)]
+            for (z1, z2, distortion, rate), label in zip(
+                numbers.tolist(), labels.tolist(), strict=True
+            )
+        ],
+        "images": _png(_mosaic(x[:, 0].cpu(), columns)),
+        "reconstructions": _png(_mosaic(model.reconstruct(x)[:, 0].cpu(), columns)),
+    }
+    given = {
+        "@CONTENT@": json.dumps(content, separators=(",", ":")),
+        "@PLANE@": _png(_mosaic(_decoded_plane(model, limit, _EXPLORER_SIDE), _EXPLORER_SIDE)),
+        "@ALT@": f"What the decoder draws on a grid of the latent plane, from −{limit:.1f} to "
+        f"{limit:.1f} along z₁ and z₂, {_EXPLORER_SIDE} points each way.",
+    }
+    page = Path(__file__).with_name("explorer.html")
+    if not page.exists():
+        raise FileNotFoundError(f"{page.name} is missing: it belongs beside {Path(__file__).name}")
+    template = page.read_text(encoding="utf-8")
+    return HTML(re.sub("@[A-Z]+@", lambda mark: html.escape(given[mark[0]]), template))
+
+
+def _png(picture: Tensor) -> str:
+    """Ink in [0, 1], ``(H, W)`` → address of an 8-bit picture, dark on white."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    grey = (255 * (1 - picture.clamp(0, 1))).round().to(torch.uint8)
+    Image.fromarray(grey.numpy()).save(file, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
