@@ -501,7 +501,7 @@ class DecoderBernoulli(Conditional):
 
 
 class _IndependentBernoulli(Independent):  # type: ignore[type-arg]  # not generic in PyTorch 2.4
-    """``Independent`` of a ``Bernoulli``, whose log-probability takes 1/64 of the logarithms."""
+    """``Independent`` of a ``Bernoulli``, whose log-probability takes few logarithms."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         value, logits = torch.broadcast_tensors(value, self.base_dist.logits)
@@ -512,19 +512,20 @@ class _IndependentBernoulli(Independent):  # type: ignore[type-arg]  # not gener
 class _BernoulliLogProb(torch.autograd.Function):
     """Σ x l − log(1 + eˡ) over the last dimension, for logits l and x in {0, 1}.
 
-    log(1 + eˡ) = max(l, 0) − log σ(|l|), and σ(|l|) lies in [½, 1]: so the product of 64 of them
-    cannot underflow, and one logarithm, a slow function on a CPU, does for all of them.
+    log(1 + eˡ) = max(l, 0) − log σ(|l|), and σ(|l|) lies in [½, 1]: so the product of up to 64 of
+    them cannot underflow, and one logarithm, a slow function on a CPU, does for all of them.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, value: Tensor) -> Tensor:
         ctx.save_for_backward(logits, value)
-        factors = F.pad(logits.abs().sigmoid_(), (0, -logits.shape[-1] % 64), value=1.0)
-        logs = factors.unflatten(-1, (-1, 64)).prod(-1).log()
-        return (value * logits).sub_(logits.relu()).sum(-1) + logs.sum(-1)
+        together = next(n for n in range(64, 0, -1) if logits.shape[-1] % n == 0)
+        factors = logits.abs().sigmoid_().unflatten(-1, (-1, together))
+        terms = (value * logits).sub_(logits.relu())
+        return terms.sum(-1) + factors.prod(-1).log().sum(-1)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
         logits, value = ctx.saved_tensors
         grad = grad.unsqueeze(-1)
         by_value = grad * logits if ctx.needs_input_grad[1] else None
@@ -668,7 +669,8 @@ def _holds(support: Any, value: Tensor) -> bool:
     if support is constraints.real:
         return True
     if support is constraints.boolean:  # once per training step, so in few passes over memory:
-        return not (value * (1 - value)).count_nonzero()  # 0 at 0 and 1 only; NaN is not 0
+        product = (value * (1 - value)).flatten()  # 0 at 0 and 1 only; NaN is not 0
+        return not product.dot(product)
     return bool(support.check(value).all())
 
 
@@ -1245,14 +1247,16 @@ def _train(
     bar: Any,
 ) -> None:
     """One epoch, which writes the −ELBO of each point into its place of ``row`` ``(N,)``."""
+    parameters = list(replica.parameters())
     for step, (share, weight, x) in enumerate(batches):
         elbo = _checked(replica, x, f"epoch {epoch}, step {step + 1}")
         objective = (beta * elbo.kl - elbo.log_likelihood).sum() * weight
-        optimizer.zero_grad()
+        for parameter in parameters:
+            parameter.grad = None
         objective.backward()
         optimizer.param_groups[0]["lr"] = float(rates[step])
         optimizer.step()
-        row[share] = -elbo.value.detach().float()
+        row.index_copy_(0, share, -elbo.value.detach().float())
         bar.update()
 
 
