@@ -4,6 +4,7 @@ import math
 import multiprocessing
 import os
 import random
+import signal
 import sys
 from pathlib import Path
 
@@ -20,6 +21,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import vae_helpers as lab
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+# A shell's background jobs ignore Ctrl-C, and so would the tests of it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+figures = {}  # what tests counted and measured, each line written once its test has passed
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Beside "passed", how much it was that passed."""
+    if figures:
+        terminalreporter.section("figures")
+    for what, said in figures.items():
+        terminalreporter.line(f"{what}: {said}")
 
 
 @pytest.fixture(autouse=True)
