@@ -1384,8 +1384,10 @@ def _mixed(*key: int) -> int:
 @contextlib.contextmanager
 def _seeded(*key: int) -> Iterator[None]:
     """PyTorch's generators seeded by ``key``; those of CPU and CUDA are given back as they were."""
-    # manual_seed reaches every CUDA device, so the state of every one is kept.
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
+    # manual_seed reaches every CUDA device, so the state of every one is kept. To count devices
+    # where there are none leaves garbage behind each time.
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
         torch.manual_seed(_mixed(*key))
         yield
 
