@@ -964,15 +964,11 @@ class History:
         new = dict(vars(self))
         for split, row in rows.items():
             values = row.cpu().numpy().astype(np.float64)
-            n = len(values)
-            # A private generator: the same sample in every epoch, and nobody's stream is disturbed.
-            kept = (
-                slice(None)
-                if cloud is None or cloud >= n
-                else np.sort(np.random.default_rng(0).choice(n, cloud, False))
-            )
-            points = values[kept].astype(np.float32)[None]
-            new[split] = np.concatenate([new[split], points]) if len(new[split]) else points
+            n, points = len(values), values.astype(np.float32)
+            if cloud is not None and cloud < n:
+                # A private generator: the same sample in each epoch, and no stream is disturbed.
+                points = points[np.sort(np.random.default_rng(0).choice(n, cloud, False))]
+            new[split] = np.stack([*new[split], points])
             new[f"{split}_mean"] = np.append(new[f"{split}_mean"], values.mean())
             error = values.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
             new[f"{split}_se"] = np.append(new[f"{split}_se"], error)
