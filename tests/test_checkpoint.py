@@ -312,6 +312,25 @@ def test_a_read_only_folder(begun, monkeypatch):
     assert model.elbo(POINTS).value.isfinite().all()
 
 
+def test_all_of_a_file_lies_on_the_disk_before_it_takes_the_name(tmp_path, monkeypatch):
+    """Else a power cut could leave the name with half of the content, or with none."""
+    calls, fsync, rename = [], os.fsync, os.replace
+
+    def noted_fsync(file):
+        fsync(file)
+        calls.append(("fsync", os.fstat(file).st_size))
+
+    def noted_rename(source, target):
+        calls.append(("rename", os.stat(source).st_size))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", noted_rename)
+    train(tmp_path / "checkpoint.pt", epochs=2)
+    assert [name for name, _ in calls] == ["fsync", "rename"] * 3
+    assert [size for _, size in calls[::2]] == [size for _, size in calls[1::2]]
+
+
 # ------------------------------------------------------------------------------------ SIGKILL
 
 KILLED = {"epochs": 40, "batch_size": 32}
