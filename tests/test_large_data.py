@@ -1,6 +1,7 @@
 """More data than memory: files that are mapped, streams, workers, and histories that stay small."""
 
 import json
+import math
 import multiprocessing
 import subprocess
 import sys
@@ -48,6 +49,11 @@ class Failing(Items):
         if index == 50:
             raise OSError("the disk has gone")
         return super().__getitem__(index)
+
+
+class Missing(Items):
+    def __getitem__(self, index):
+        return super().__getitem__(index)[0] * (math.nan if index == 50 else 1)
 
 
 @pytest.fixture
@@ -113,7 +119,10 @@ def children():
     return [p for p in psutil.Process().children() if "forkserver" not in " ".join(p.cmdline())]
 
 
-@pytest.mark.parametrize("end", ["finished", "interrupted", "failed"])
+ERRORS = {"failed": (Failing, OSError), "not finite": (Missing, FloatingPointError)}
+
+
+@pytest.mark.parametrize("end", ["finished", "interrupted", *ERRORS])
 def test_workers_shut_down(end):
     before, at_work = len(children()), []
 
@@ -126,12 +135,13 @@ def test_workers_shut_down(end):
         at_work.append(len(children()) - before)
         return x
 
-    data = Failing() if end == "failed" else Items()
-    if end == "failed":
-        with pytest.raises(OSError, match="the disk has gone"):
-            trained(data, workers=2, transform=count)
+    if end in ERRORS:
+        data, error = ERRORS[end]
+        with pytest.raises(error) as kept:  # whose traceback knows all that was going on
+            trained(data(), workers=2, transform=count)
+        assert kept.tb
     else:
-        trained(data, workers=2, transform=count, progress=look)
+        trained(Items(), workers=2, transform=count, progress=look)
     assert max(at_work) >= 2, "there were workers"
     assert len(children()) == before
     assert not multiprocessing.active_children()
