@@ -11,16 +11,17 @@ prior p(z) is one without a condition. A VAE only composes the three::
 This file reads from top to bottom in that order:
 
 ==================  ====================================================================
-data                load_images, scale, dequantize, binarize
-networks            mlp, residual_mlp, conv_encoder, conv_decoder
-distributions       EncoderGaussian, DecoderGaussian, DecoderBernoulli and its continuous sister,
-                    DecoderCategorical
+data                load_images → Images, each split an ImageSet; scale, dequantize, binarize
+networks            mlp, residual_mlp (Residual), conv_encoder, conv_decoder; Reshape
+distributions       Conditional: EncoderGaussian, DecoderGaussian, DecoderBernoulli,
+                    DecoderContinuousBernoulli, DecoderCategorical; MIN_SCALE bounds scales
 priors              PriorGaussian, PriorMixture, PriorVamp, PriorAutoregressive
 model               VAE (elbo, loss, sample, reconstruct, log_marginal), Elbo
-training            fit, evaluate, History (save, load, convergence)
-diagnostics         latent_units, bits_per_dim
+training            fit, evaluate, History (save, load, convergence → Convergence)
+diagnostics         latent_units → LatentUnits, bits_per_dim
 figures             plot_learning_curve, plot_images, plot_latents, plot_manifold, plot_units,
-                    plot_rate_distortion, save_figure
+                    plot_rate_distortion, explore_plane (a page to touch), new_figure,
+                    save_figure; TRAIN_COLOR, TEST_COLOR
 ==================  ====================================================================
 
 Every log-probability, KL and ELBO is in nats, summed over the event, one number per data point.
@@ -29,13 +30,17 @@ Shapes: B data points in a batch, N in a data set, D latent dimensions. Nothing 
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import copy
 import hashlib
+import html
 import io
 import itertools
+import json
 import math
 import os
+import re
 import socket
 import tempfile
 import time
@@ -259,21 +264,32 @@ def scale(raw: Tensor) -> Tensor:
 
 
 def dequantize(raw: Tensor) -> Tensor:
-    """x = (raw + u)/256 with u ~ U[0, 1), drawn anew each time: for ``DecoderGaussian``.
+    """x = (raw + u)/256 with u ~ U(0, 1), drawn anew each time: for ``DecoderGaussian``.
 
     The uniform noise makes 8-bit levels a density on [0, 1]; the mean log-density in nats, less
     D log 256, then bounds the log-probability of the levels (Theis et al. 2016, section 3.1).
     """
-    return (_raw(raw) + torch.rand(raw.shape, device=raw.device)) / 256
+    return _noise(_raw(raw)).mul_(2**-16).add_(raw).mul_(2**-8)
 
 
 def binarize(raw: Tensor) -> Tensor:
     """x ~ Bernoulli(raw/255), drawn anew each time: for ``DecoderBernoulli``.
 
-    "Dynamic binarisation" (Salakhutdinov & Murray 2008): grey values are probabilities of ink.
+    "Dynamic binarisation" (Salakhutdinov & Murray 2008): grey values are probabilities of ink,
+    here to the nearest multiple of 2⁻¹⁶, and exactly at 0 and 1.
     """
-    threshold = torch.randint(255, raw.shape, dtype=torch.uint8, device=raw.device)
-    return (threshold < _raw(raw)).float()  # raw of the 255 thresholds lie below raw: exact
+    return _noise(_raw(raw)).sub_(raw, alpha=2**16 / 255).lt_(0)
+
+
+def _noise(raw: Tensor) -> Tensor:
+    """Uniform on (0, 2¹⁶), in the shape of ``raw``; float32.
+
+    A CPU draws one number after the other, so there every word is cut into four of 16 bits.
+    """
+    if raw.device.type != "cpu":
+        return torch.rand(raw.shape, device=raw.device).mul_(2**16)
+    words = torch.empty(-(-raw.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    return words.view(torch.int16)[: raw.numel()].view(raw.shape).float().add_(2**15 + 0.5)
 
 
 # --------------------------------------------------------------------------------- networks
@@ -480,7 +496,39 @@ class DecoderBernoulli(Conditional):
 
     def distribution(self, out: Tensor) -> Distribution:
         """Logits ``(B, *event)`` → Bernoulli with that event."""
-        return _independent(Bernoulli(logits=out, validate_args=False))
+        base = Bernoulli(logits=out, validate_args=False)
+        return _IndependentBernoulli(base, out.ndim - 1, validate_args=False)
+
+
+class _IndependentBernoulli(Independent):  # type: ignore[type-arg]  # not generic in PyTorch 2.4
+    """``Independent`` of a ``Bernoulli``, whose log-probability takes 1/64 of the logarithms."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        value, logits = torch.broadcast_tensors(value, self.base_dist.logits)
+        batch = value.shape[: value.ndim - self.reinterpreted_batch_ndims]
+        return _BernoulliLogProb.apply(logits.reshape(*batch, -1), value.reshape(*batch, -1))
+
+
+class _BernoulliLogProb(torch.autograd.Function):
+    """Σ x l − log(1 + eˡ) over the last dimension, for logits l and x in {0, 1}.
+
+    log(1 + eˡ) = max(l, 0) − log σ(|l|), and σ(|l|) lies in [½, 1]: so the product of 64 of them
+    cannot underflow, and one logarithm, a slow function on a CPU, does for all of them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, value: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, value)
+        factors = F.pad(logits.abs().sigmoid_(), (0, -logits.shape[-1] % 64), value=1.0)
+        logs = factors.unflatten(-1, (-1, 64)).prod(-1).log()
+        return (value * logits).sub_(logits.relu()).sum(-1) + logs.sum(-1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        logits, value = ctx.saved_tensors
+        grad = grad.unsqueeze(-1)
+        by_value = grad * logits if ctx.needs_input_grad[1] else None
+        return (value - logits.sigmoid()).mul_(grad), by_value
 
 
 class DecoderContinuousBernoulli(Conditional):
@@ -1187,9 +1235,9 @@ def _train(
     for step, (share, weight, x) in enumerate(batches):
         elbo = _checked(replica, x, f"epoch {epoch}, step {step + 1}")
         objective = (beta * elbo.kl - elbo.log_likelihood).sum() * weight
-        optimizer.param_groups[0]["lr"] = float(rates[step])
         optimizer.zero_grad()
         objective.backward()
+        optimizer.param_groups[0]["lr"] = float(rates[step])
         optimizer.step()
         row[share] = -elbo.value.detach().float()
         bar.update()
@@ -1770,22 +1818,34 @@ def plot_units(units: LatentUnits, ax: Axes | None = None) -> Axes:
     return ax
 
 
+_BULK = 2.5  # within it lie nearly 99 % of a standard normal
+
+
 def plot_manifold(model: VAE, ax: Axes | None = None, side: int = 18) -> Axes:
     """The decoder's means over a grid of the latent plane, for a model with D = 2 on images."""
     ax = new_figure(figsize=(6, 6))[1] if ax is None else ax
-    limit = 2.5
-    line = torch.linspace(-limit, limit, side)
-    grid = torch.cartesian_prod(line, line).to(next(model.parameters()).device)
-    with torch.no_grad():
-        pictures = model.decoder(grid).mean[:, 0].cpu()  # z₁ slowest, z₂ fastest
-    height, width = pictures.shape[1:]
-    # Rows of the picture go down as z₂ falls, columns to the right as z₁ grows.
-    tiles = pictures.view(side, side, height, width).flip(1).permute(1, 2, 0, 3)
-    picture = tiles.reshape(side * height, side * width).numpy()
-    half = limit * side / (side - 1)
-    ax.imshow(picture, cmap="gray_r", extent=(-half, half, -half, half))
+    half = _BULK * side / (side - 1)
+    picture = _mosaic(_decoded_plane(model, _BULK, side), side)
+    ax.imshow(picture.numpy(), cmap="gray_r", extent=(-half, half, -half, half))
     ax.set(xlabel="$z_1$", ylabel="$z_2$")
     return ax
+
+
+@torch.no_grad()
+def _decoded_plane(model: VAE, limit: float, side: int) -> Tensor:
+    """Means ``(side², H, W)`` over [−limit, limit]², read as a page: z₁ to the right, z₂ down."""
+    line = torch.linspace(-limit, limit, side)
+    grid = torch.cartesian_prod(-line, line).flip(1).to(next(model.parameters()))
+    means: Tensor = model.decoder(grid).mean
+    return means[:, 0].cpu()
+
+
+def _mosaic(tiles: Tensor, columns: int) -> Tensor:
+    """Images ``(n, H, W)`` in rows of ``columns``, the last row filled up with zeros."""
+    n, height, width = tiles.shape
+    rows = -(-n // columns)
+    full = torch.cat([tiles, tiles.new_zeros(rows * columns - n, height, width)])
+    return full.view(rows, columns, height, width).transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def plot_rate_distortion(points: dict[float, tuple[float, float]], ax: Axes | None = None) -> Axes:
@@ -1825,3 +1885,75 @@ def save_figure(figure: Figure, name: str, alt: str, folder: Path | None = None)
         figure.savefig(folder / f"{name}.svg", dpi=200, metadata={"Date": None, "Creator": None})
         figure.savefig(inline, dpi=150, format="png", metadata={"Software": None})
     return Image(inline.getvalue(), format="png", width=int(100 * figure.get_figwidth()), alt=alt)
+
+
+# The explorer's grid: fine enough for a hand, and well below a megabyte of 28 × 28 images.
+_EXPLORER_SIDE = 41
+
+
+def explore_plane(model: VAE, x: Tensor, labels: Tensor) -> Any:
+    """An explorer of the latent plane that needs neither kernel nor network, as ``HTML``.
+
+    For a model with D = 2, images ``(N, 1, H, W)`` in its space and their integer labels ``(N,)``.
+    It shows the codes of the images, and the decoder's means on a grid of the plane, in 8 bits;
+    where no script runs, the grid stands as a picture. The 2 % of the images whose codes lie
+    furthest out are left out. Raises ``ValueError`` for other data or another D, and
+    ``FileNotFoundError`` where its page, ``explorer.html``, does not lie beside this module.
+    """
+    from IPython.display import HTML
+    from matplotlib.colors import TABLEAU_COLORS
+
+    x = x.to(next(model.parameters()).device)
+    if x.ndim != 4 or x.shape[1] != 1 or labels.shape != x.shape[:1]:
+        raise ValueError(
+            "the explorer shows images (N, 1, H, W) and their labels (N,); "
+            f"got {_dims(x)} and {_dims(labels)}"
+        )
+    elbo = evaluate(model, x, device=x.device, precision="float32")
+    with torch.no_grad():
+        z = model.encoder(x).mean.cpu()
+    if z.shape[1:] != (2,):
+        raise ValueError(f"the explorer shows a latent plane, D = 2; got D = {z.shape[1]}")
+    # A few codes lie so far out that the others would shrink to a blot.
+    extent = z.abs().amax(1)
+    limit = max(_BULK, extent.quantile(0.98).item())
+    near = extent <= limit
+    x, labels = x[near.to(x.device)], labels.cpu()[near]
+    numbers = torch.column_stack([z, -elbo.log_likelihood.cpu(), elbo.kl.cpu()])[near]
+    columns = math.isqrt(len(x)) + 1
+    content = {
+        "limit": limit,
+        "side": _EXPLORER_SIDE,
+        "tile": x.shape[2:],
+        "columns": columns,
+        "colors": list(TABLEAU_COLORS.values()),
+        "points": [
+            [round(z1, 3), round(z2, 3), label, round(distortion, 3), round(rate, 3)]
+            for (z1, z2, distortion, rate), label in zip(
+                numbers.tolist(), labels.tolist(), strict=True
+            )
+        ],
+        "images": _png(_mosaic(x[:, 0].cpu(), columns)),
+        "reconstructions": _png(_mosaic(model.reconstruct(x)[:, 0].cpu(), columns)),
+    }
+    given = {
+        "@CONTENT@": json.dumps(content, separators=(",", ":")),
+        "@PLANE@": _png(_mosaic(_decoded_plane(model, limit, _EXPLORER_SIDE), _EXPLORER_SIDE)),
+        "@ALT@": f"What the decoder draws on a grid of the latent plane, from −{limit:.1f} to "
+        f"{limit:.1f} along z₁ and z₂, {_EXPLORER_SIDE} points each way.",
+    }
+    page = Path(__file__).with_name("explorer.html")
+    if not page.exists():
+        raise FileNotFoundError(f"{page.name} is missing: it belongs beside {Path(__file__).name}")
+    template = page.read_text(encoding="utf-8")
+    return HTML(re.sub("@[A-Z]+@", lambda mark: html.escape(given[mark[0]]), template))
+
+
+def _png(picture: Tensor) -> str:
+    """Ink in [0, 1], ``(H, W)`` → address of an 8-bit picture, dark on white."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    grey = (255 * (1 - picture.clamp(0, 1))).round().to(torch.uint8)
+    Image.fromarray(grey.numpy()).save(file, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

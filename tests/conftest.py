@@ -1,10 +1,13 @@
 """What several test files need: small models, an exactly solvable one, and quiet surroundings."""
 
+import json
 import math
 import multiprocessing
 import os
 import random
+import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -19,6 +22,9 @@ from torch.distributions import MultivariateNormal
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import vae_helpers as lab
+
+ROOT = Path(__file__).resolve().parent.parent
+NODE_PACKAGES = ROOT / "build" / "node"
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 # A shell's background jobs ignore Ctrl-C, and so would the tests of it.
@@ -37,9 +43,10 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(autouse=True)
 def _quiet_surroundings(tmp_path, monkeypatch):
-    """One seed, no bars, and figures that go where nobody keeps them."""
+    """One seed, no bars, figures that go where nobody keeps them, and no choice of data."""
     torch.manual_seed(0)
     monkeypatch.setenv("TQDM_DISABLE", "1")
+    monkeypatch.delenv("VAE_LAB_DATASET", raising=False)
     monkeypatch.setenv("VAE_LAB_FIGURES", str(tmp_path / "figures"))
 
 
@@ -167,3 +174,35 @@ def quick_processes():
     # torch._dynamo is what the first optimizer of a process imports, which takes seconds.
     context.set_forkserver_preload(["torch._dynamo", "scipy.stats", "pytest"])
     return context
+
+
+def missing(reason):
+    """Skip where a tool is missing; on CI, where it must be there, fail."""
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+
+
+@pytest.fixture(scope="session")
+def browse():
+    """A function that runs a script of ``tests/browser`` on a page, with Chromium and further
+    arguments, and returns what it found."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    chromium = next(filter(None, map(shutil.which, names)), None)
+    if not chromium or not shutil.which("node") or not shutil.which("npm"):
+        missing("needs Chromium, node and npm")
+    packages = ["playwright-core@^1.50", "axe-core@^4.10"]
+    if not all((NODE_PACKAGES / "node_modules" / p.partition("@")[0]).is_dir() for p in packages):
+        npm = [shutil.which("npm"), "install", "--no-audit", "--no-fund"]
+        install = [*npm, "--prefix", str(NODE_PACKAGES), *packages]
+        done = subprocess.run(install, capture_output=True, text=True, check=False)
+        if done.returncode:
+            missing(f"npm could not install playwright-core and axe-core: {done.stderr[-300:]}")
+
+    def run(script, page, *arguments, timeout=300):
+        done = subprocess.run(
+            ["node", str(ROOT / "tests" / "browser" / script), str(page), chromium, *arguments],
+            cwd=NODE_PACKAGES, capture_output=True, text=True, timeout=timeout, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return run

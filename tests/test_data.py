@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import hashlib
 import io
+import math
 import os
 import pickle
 import shutil
@@ -438,6 +439,8 @@ def test_dequantize_adds_uniform_noise_within_every_level():
     assert (u.min() >= 0, u.max() <= 1) == (True, True)  # 1 itself by rounding to float32
     assert within(u, 0.5)
     assert within((u - 0.5) ** 2, 1 / 12)
+    # Four neighbours may come from one random word, and must not show it.
+    assert np.abs(np.corrcoef(u.view(-1, 4).T) - np.eye(4)).max() < 5 / math.sqrt(len(u) / 4)
 
 
 def test_binarize_draws_ink_with_the_grey_value_as_probability():

@@ -86,6 +86,31 @@ def test_decoder_bernoulli_log_prob_is_that_of_coin_flips(event):
     assert np.allclose(log_prob_of(lab.DecoderBernoulli(Fixed(logits)), x, z), expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("pixels", [1, 63, 64, 65, 784, 5000])
+@pytest.mark.parametrize("size", [0.01, 3.0, 30.0, 1e4])
+def test_decoder_bernoulli_is_exact_for_many_pixels_and_any_logits(pixels, size):
+    rng = np.random.default_rng(0)
+    given = torch.from_numpy(size * rng.normal(size=(3, pixels))).float().requires_grad_()
+    x, logits = rng.random((3, pixels)) < 0.5, given.detach().double().numpy()
+    terms = np.where(x, log_expit(logits), log_expit(-logits))
+    found = lab.DecoderBernoulli(nn.Identity()).log_prob(torch.from_numpy(x).float(), given)
+    assert np.allclose(found.detach(), terms.sum(1), rtol=1e-6, atol=1e-7 * pixels)
+    found.sum().backward()
+    assert np.allclose(given.grad, x - expit(logits), atol=1e-6)
+
+
+def test_decoder_bernoulli_log_prob_broadcasts_and_differentiates_by_x():
+    rng = np.random.default_rng(0)
+    logits, x = rng.normal(size=(4, 2, 5)), rng.random((3, 1, 2, 5))
+    p = lab.DecoderBernoulli(nn.Identity())(torch.from_numpy(logits))
+    value = torch.from_numpy(x).requires_grad_()
+    found = p.log_prob(value)
+    terms = x * log_expit(logits) + (1 - x) * log_expit(-logits)
+    assert np.allclose(found.detach(), terms.sum((2, 3)), rtol=1e-12)
+    found.sum().backward()
+    assert np.allclose(value.grad, logits.sum(0), rtol=1e-12)
+
+
 @pytest.mark.parametrize("event", EVENTS)
 def test_decoder_continuous_bernoulli_log_prob_has_its_normaliser(event):
     rng, logits, z = case(event)

@@ -4,23 +4,22 @@ import base64
 import html as html_lib
 import importlib
 import json
-import os
 import re
-import shutil
 import struct
-import subprocess
 import sys
 import zlib
-from pathlib import Path
 
 import nbformat
 import pytest
+import torch
+from conftest import ROOT, tiny_vae
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-ROOT = Path(__file__).resolve().parent.parent
-NODE_PACKAGES = ROOT / "build" / "node"
+import vae_helpers as lab
+
 MAX_BYTES = 6_000_000
+MAX_EXPLORER_BYTES = 1_500_000
 
 sys.path.insert(0, str(ROOT / "tools"))
 export = importlib.import_module("export")
@@ -203,37 +202,6 @@ SAMPLE = (
 )
 
 
-def missing(reason: str) -> None:
-    """Skip where a tool is missing; on CI, where it must be there, fail."""
-    (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
-
-
-@pytest.fixture(scope="module")
-def browse():
-    """A function that opens a page in Chromium and returns what `check.mjs` found."""
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    chromium = next(filter(None, map(shutil.which, names)), None)
-    if not chromium or not shutil.which("node") or not shutil.which("npm"):
-        missing("needs Chromium, node and npm")
-    packages = ["playwright-core@^1.50", "axe-core@^4.10"]
-    if not all((NODE_PACKAGES / "node_modules" / p.partition("@")[0]).is_dir() for p in packages):
-        install = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(NODE_PACKAGES)]
-        done = subprocess.run([*install, *packages], capture_output=True, text=True, check=False)
-        if done.returncode:
-            missing(f"npm could not install playwright-core and axe-core: {done.stderr[-300:]}")
-
-    def run(file: Path) -> dict:
-        check = ROOT / "tests" / "browser" / "check.mjs"
-        done = subprocess.run(
-            ["node", str(check), str(file), chromium],
-            cwd=NODE_PACKAGES, capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
-    return run
-
-
 def assert_sound(found: dict) -> None:
     assert found["requests"] == []
     assert found["console"] == []
@@ -253,9 +221,12 @@ def assert_sound(found: dict) -> None:
 
 
 def test_sample_in_browser(browse, tmp_path):
+    vae = tiny_vae((1, 8, 8), decoder=lab.DecoderBernoulli)
+    images = torch.rand(30, 1, 8, 8).round()
+    explorer = lab.explore_plane(vae, images, torch.arange(30) % 10).data
     file = tmp_path / "sample.html"
-    file.write_text(page(*SAMPLE), encoding="utf-8")
-    found = browse(file)
+    file.write_text(page(*SAMPLE, code("explore()", html(explorer))), encoding="utf-8")
+    found = browse("check.mjs", file)
     assert_sound(found)
     assert found["page"]["math"] == 4
     assert found["current"] == ["Last"]
@@ -266,6 +237,8 @@ def test_report_in_browser(browse, tmp_path):
     if not notebook.exists():
         pytest.skip("vae_lab.ipynb is not written yet")
     file = tmp_path / "vae_lab.html"
+    (explorer,) = (c for c in nbformat.read(notebook, as_version=4).cells if c.id == "explore")
+    assert len(str(explorer.outputs)) <= MAX_EXPLORER_BYTES
     assert export.main([str(notebook), str(file)]) == 0
     assert file.stat().st_size <= MAX_BYTES
-    assert_sound(browse(file))
+    assert_sound(browse("check.mjs", file))

@@ -1,8 +1,9 @@
 """Is the committed report fit to be read? `python tools/check_notebook.py NOTEBOOK HTML`.
 
 The notebook must have been executed from top to bottom by a clean kernel, on MNIST, with the
-`vae_helpers.py` that lies beside it, and hold neither errors nor warnings, progress bars, widgets
-or paths of the machine; the HTML must have been exported from this very notebook.
+`vae_helpers.py` and `explorer.html` that lie beside it, and hold neither errors nor warnings,
+progress bars, widgets or paths of the machine; the HTML must have been exported from this very
+notebook.
 """
 
 import hashlib
@@ -42,6 +43,9 @@ def faults(notebook_path: Path, html_path: Path) -> list[str]:
     helpers = hashlib.sha256((notebook_path.parent / "vae_helpers.py").read_bytes()).hexdigest()
     if f"vae_helpers.py {helpers[:12]}" not in text:
         found.append("was not made with the present vae_helpers.py")
+    page = (notebook_path.parent / "explorer.html").read_text(encoding="utf-8")
+    if page.partition("<script>")[2] not in text:  # nothing of the script is filled in
+        found.append("was not made with the present explorer.html")
     source = hashlib.sha256(notebook_path.read_bytes()).hexdigest()
     if not html_path.exists() or source not in html_path.read_text(encoding="utf-8"):
         found.append(f"is not what {html_path.name} was exported from")
