@@ -48,6 +48,8 @@ def _quiet_surroundings(tmp_path, monkeypatch):
     monkeypatch.setenv("TQDM_DISABLE", "1")
     monkeypatch.delenv("VAE_LAB_DATASET", raising=False)
     monkeypatch.setenv("VAE_LAB_FIGURES", str(tmp_path / "figures"))
+    # Tests of two workers also run on one core, where PyTorch would warn that they are too many.
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
 
 
 def raised(number):
