@@ -38,6 +38,7 @@ publish: .venv/installed-dev
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/training_speed.py
+	$(BIN)/python benchmarks/likelihood.py
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv

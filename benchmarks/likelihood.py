@@ -76,10 +76,10 @@ CONFIGURATIONS = {
         "Gaussian prior, Bernoulli decoder", plain, lab.binarize, 60, 4, warm_up=20
     ),
     "best": Configuration(
-        "autoregressive prior, Bernoulli decoder", best, lab.binarize, 70, 10, lr=3e-3, samples=1000
+        "autoregressive prior, Bernoulli decoder", best, lab.binarize, 64, 10, lr=3e-3, samples=500
     ),
     "levels": Configuration(
-        "autoregressive prior, categorical decoder", levels, lab.scale, 18, 10, samples=100
+        "autoregressive prior, categorical decoder", levels, lab.scale, 10, 10, samples=100
     ),
 }
 
