@@ -45,7 +45,7 @@ import socket
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
@@ -709,19 +709,15 @@ class PriorMixture(nn.Module):
 
     def forward(self) -> Distribution:
         """() → mixture with event shape ``(D,)``."""
-        return _mixture(self.logits, self.loc, _positive(self.raw_scale))
+        return MixtureSameFamily(
+            Categorical(logits=self.logits, validate_args=False),
+            _independent(Normal(self.loc, _positive(self.raw_scale), validate_args=False)),
+            validate_args=False,
+        )
 
     def log_prob(self, z: Tensor) -> Tensor:
         """log p(z) in nats, ``(B, D)`` → ``(B,)``."""
         return self().log_prob(z)
-
-
-def _mixture(logits: Tensor, loc: Tensor, scale: Tensor) -> Distribution:
-    return MixtureSameFamily(
-        Categorical(logits=logits, validate_args=False),
-        Independent(Normal(loc, scale, validate_args=False), 1, validate_args=False),
-        validate_args=False,
-    )
 
 
 class PriorVamp(nn.Module):
@@ -1018,15 +1014,11 @@ class History:
         new = dict(vars(self))
         for split, row in rows.items():
             values = row.cpu().numpy().astype(np.float64)
-            n = len(values)
-            # A private generator: the same sample in every epoch, and nobody's stream is disturbed.
-            kept = (
-                slice(None)
-                if cloud is None or cloud >= n
-                else np.sort(np.random.default_rng(0).choice(n, cloud, False))
-            )
-            points = values[kept].astype(np.float32)[None]
-            new[split] = np.concatenate([new[split], points]) if len(new[split]) else points
+            n, points = len(values), values.astype(np.float32)
+            if cloud is not None and cloud < n:
+                # A private generator: the same sample in each epoch, and no stream is disturbed.
+                points = points[np.sort(np.random.default_rng(0).choice(n, cloud, False))]
+            new[split] = np.stack([*new[split], points])
             new[f"{split}_mean"] = np.append(new[f"{split}_mean"], values.mean())
             error = values.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
             new[f"{split}_se"] = np.append(new[f"{split}_se"], error)
@@ -1189,7 +1181,6 @@ def fit(
         bucket = 0 if device.type == "cpu" else None
         replica = nn.parallel.DistributedDataParallel(model, bucket_cap_mb=bucket)
     optimizer = torch.optim.Adam(model.parameters(), lr, fused=device.type in ("cpu", "cuda"))
-    history = History()
     settings = {
         "epochs": epochs, "batch_size": batch_size, "lr": lr, "schedule": schedule, "seed": seed,
         "transform": _name(transform), "precision": precision, "cloud": cloud,
@@ -1197,13 +1188,8 @@ def fit(
         "beta": model.beta, "analytic_kl": model.analytic_kl, "model": repr(model),
         "parameters": str({name: _dims(t) for name, t in model.state_dict().items()}),
     }  # fmt: skip
-    if checkpoint is not None and (saved := _read(Path(checkpoint))) is not None:
-        history = _resume(saved, Path(checkpoint), settings, model, optimizer)
-
-    def save() -> None:
-        if checkpoint is not None and rank == 0:
-            _save(Path(checkpoint), settings, model, optimizer, history)
-
+    kept = _Checkpoint(checkpoint, settings, model, optimizer)
+    history = kept.resume()
     steps = len(training.shares(batch_size, rank, world, seed=(seed, 0)))
     with _networks_in(model, dtype), _bar(progress is True and rank == 0, epochs * steps) as bar:
         bar.update(len(history) * steps)
@@ -1211,14 +1197,15 @@ def fit(
             if not len(history.test):
                 elbo = _evaluate(model, held_out, seed, "test set, before training")
                 history = history.extended(cloud, test=-elbo.value)
-                save()
+                kept.save(history)
             for epoch in range(len(history) + 1, epochs + 1):
                 start, row = time.perf_counter(), torch.zeros(len(training), device=device)
                 shares = training.shares(batch_size, rank, world, seed=(seed, epoch))
+                batches = training.batches(shares)
                 done = (epoch - 1 + np.arange(steps) / steps) / epochs
                 rates = lr * (_one_cycle(done) if schedule == "one-cycle" else np.ones(steps))
                 model.train()
-                with _seeded(seed, epoch, 1 + rank), training.batches(shares) as batches:
+                with _seeded(seed, epoch, 1 + rank), contextlib.closing(batches):
                     _train(replica, model.beta, optimizer, batches, rates, row, epoch, bar)
                 elbo = _evaluate(model, held_out, seed, f"test set, epoch {epoch}")
                 history = history.extended(
@@ -1227,7 +1214,7 @@ def fit(
                 bar.set_postfix_str(
                     f"−ELBO train {history.train_mean[-1]:.2f}, test {history.test_mean[-1]:.2f}"
                 )
-                save()
+                kept.save(history)
                 if callable(progress) and rank == 0:
                     progress(history)
         except KeyboardInterrupt:
@@ -1288,9 +1275,8 @@ def _evaluate(model: VAE, source: _Source, seed: int, where: str) -> Elbo:
     for buffer in model.buffers() if world > 1 else ():  # such as running averages of batches
         dist.broadcast(buffer, 0)
     model.eval()
-    seeded = _seeded(seed, 0, 1 + rank)
-    shares = source.shares(_EVALUATION_BATCH, rank, world)
-    with torch.no_grad(), seeded, source.batches(shares) as batches:
+    batches = source.batches(source.shares(_EVALUATION_BATCH, rank, world))
+    with torch.no_grad(), _seeded(seed, 0, 1 + rank), contextlib.closing(batches):
         for share, _, x in batches:
             terms[:, share] = torch.stack(_checked(model, x, where)).to(dtype)
     return Elbo(*_gathered(terms))
@@ -1357,31 +1343,28 @@ class _Source:
         # DistributedDataParallel averages over processes, hence the factor.
         return [(b[rank::world], world / len(b)) for b in batches if len(b) > rank]
 
-    @contextlib.contextmanager
     def batches(
         self, shares: list[tuple[Tensor, float]]
-    ) -> Iterator[Iterator[tuple[Tensor, float, Tensor]]]:
-        """Within the context: (indices, weight, x) for each share."""
-        loaded = self._load(shares)
-        try:
-            yield self._in_model_space(loaded, shares)
-        finally:  # workers end now, and not once the last traceback that knows them is forgotten
-            getattr(loaded, "_shutdown_workers", lambda: None)()
+    ) -> Generator[tuple[Tensor, float, Tensor], None, None]:
+        """(indices, weight, x) for each share; to be closed, so that workers end then.
 
-    def _in_model_space(
-        self, loaded: Iterator[Tensor], shares: list[tuple[Tensor, float]]
-    ) -> Iterator[tuple[Tensor, float, Tensor]]:
+        Else they would live until the last traceback that knows them is forgotten.
+        """
+        parts = loaded = self._load(shares)
         if isinstance(self.data, IterableDataset):
-            loaded = _cut(loaded, [len(share) for share, _ in shares])
+            parts = _cut(loaded, [len(share) for share, _ in shares])
         announced = f"{self.name} did not give the {len(self)} points that it announced"
-        for share, weight in shares:
-            x = next(loaded, None)
-            if x is None or len(x) != len(share):
+        try:
+            for share, weight in shares:
+                x = next(parts, None)
+                if x is None or len(x) != len(share):
+                    raise ValueError(announced)
+                x = x.to(self.device, non_blocking=True)
+                yield share, weight, self.transform(x) if self.transform else x
+            if next(parts, None) is not None:
                 raise ValueError(announced)
-            x = x.to(self.device, non_blocking=True)
-            yield share, weight, self.transform(x) if self.transform else x
-        if next(loaded, None) is not None:
-            raise ValueError(announced)
+        finally:
+            getattr(loaded, "_shutdown_workers", lambda: None)()
 
     def _load(self, shares: list[tuple[Tensor, float]]) -> Iterator[Tensor]:
         if isinstance(self.data, Tensor):
@@ -1436,8 +1419,10 @@ def _mixed(*key: int) -> int:
 @contextlib.contextmanager
 def _seeded(*key: int) -> Iterator[None]:
     """PyTorch's generators seeded by ``key``; those of CPU and CUDA are given back as they were."""
-    # manual_seed reaches every CUDA device, so the state of every one is kept.
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
+    # manual_seed reaches every CUDA device, so the state of every one is kept. To count devices
+    # where there are none leaves garbage behind each time.
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
         torch.manual_seed(_mixed(*key))
         yield
 
@@ -1502,82 +1487,88 @@ def _name(transform: Transform | None) -> str:
     return getattr(transform, "__qualname__", type(transform).__name__)
 
 
-def _save(
-    path: Path,
-    settings: dict[str, Any],
-    model: VAE,
-    optimizer: torch.optim.Optimizer,
-    history: History,
-) -> None:
-    """Write a checkpoint so that at every moment ``path`` is the old one or the new one, whole."""
-    state = {
-        "settings": settings,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "history": {name: torch.as_tensor(value) for name, value in vars(history).items()},
-    }
-    content = io.BytesIO()  # torch.save into a file would hide what the disk says
-    torch.save(state, content)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content.getbuffer())
-            file.write(hashlib.sha256(content.getbuffer()).digest())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise OSError(
-            f"the checkpoint {path} could not be written ({error}); the model in memory is usable, "
-            f"trained for {len(history)} epochs"
-        ) from error
+class _Checkpoint:
+    """A file that holds a run after each epoch; without a path, nothing is kept.
 
+    Learning rate, order and noise follow from the settings and the number of the epoch, so that
+    neither a schedule's state nor a generator's has to be kept.
+    """
 
-def _read(path: Path) -> bytes | None:
-    """The file as the first process sees it: the others may be on machines without it."""
-    rank, world = _process()
-    content = [path.read_bytes() if rank == 0 and path.exists() else None]
-    if world > 1:
-        dist.broadcast_object_list(content)
-    return content[0]
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None,
+        settings: dict[str, Any],
+        model: VAE,
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
+        self.path = None if path is None else Path(path)
+        self.settings, self.model, self.optimizer = settings, model, optimizer
 
+    def save(self, history: History) -> None:
+        """Write so that at every moment the file is the old one or the new one, whole."""
+        if self.path is None or _process()[0] > 0:
+            return
+        state = {
+            "settings": self.settings,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "history": {name: torch.as_tensor(value) for name, value in vars(history).items()},
+        }
+        content = io.BytesIO()  # torch.save into a file would hide what the disk says
+        torch.save(state, content)
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content.getbuffer())
+                file.write(hashlib.sha256(content.getbuffer()).digest())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise OSError(
+                f"the checkpoint {self.path} could not be written ({error}); the model in memory "
+                f"is usable, trained for {len(history)} epochs"
+            ) from error
 
-def _resume(
-    saved: bytes,
-    path: Path,
-    settings: dict[str, Any],
-    model: VAE,
-    optimizer: torch.optim.Optimizer,
-) -> History:
-    """Put model and optimizer into the state of a checkpoint, and return its history."""
-    try:
-        # torch.load looks at no checksum, and those of its zip file do not cover the headers.
-        content, digest = saved[:-32], saved[-32:]
-        if hashlib.sha256(content).digest() != digest:
-            raise ValueError("the checksum does not fit")
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        there = dict(state["settings"])
-        history = History(**{name: t.numpy()[()] for name, t in state["history"].items()})
-    except Exception as error:  # a damaged file makes its readers raise whatever they like
-        raise ValueError(
-            f"{path} is not a readable checkpoint (truncated or corrupted?): it was left as it is; "
-            "move it away to start anew"
-        ) from error
-    differences = [
-        f"{key} ({there.get(key)} there, {here} here)" if len(str(here)) < 40 else key
-        for key, here in settings.items()
-        if there.get(key) != here
-    ]
-    if differences:
-        raise ValueError(
-            f"{path} is the checkpoint of another run, which differs in {', '.join(differences)}: "
-            "go on with that run's arguments, or give another file"
-        )
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return history
+    def resume(self) -> History:
+        """The history so far, model and optimizer being put into the state that belongs to it."""
+        if self.path is None:
+            return History()
+        # As the first process sees the file: the others may be on machines without it.
+        rank, world = _process()
+        saved = [self.path.read_bytes() if rank == 0 and self.path.exists() else None]
+        if world > 1:
+            dist.broadcast_object_list(saved)
+        if saved[0] is None:
+            return History()
+        try:
+            # torch.load looks at no checksum, and those of its zip file do not cover the headers.
+            content, digest = saved[0][:-32], saved[0][-32:]
+            if hashlib.sha256(content).digest() != digest:
+                raise ValueError("the checksum does not fit")
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            begun = dict(state["settings"])
+            history = History(**{name: t.numpy()[()] for name, t in state["history"].items()})
+        except Exception as error:  # a damaged file makes its readers raise whatever they like
+            raise ValueError(
+                f"{self.path} is not a readable checkpoint (truncated or corrupted?): it was left "
+                "as it is; move it away to start anew"
+            ) from error
+        differences = [
+            f"{key} ({begun.get(key)} there, {here} here)" if len(str(here)) < 40 else key
+            for key, here in self.settings.items()
+            if begun.get(key) != here
+        ]
+        if differences:
+            raise ValueError(
+                f"{self.path} is the checkpoint of another run, which differs in "
+                f"{', '.join(differences)}: go on with that run's arguments, or give another file"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        return history
 
 
 # ----------------------------------------------------------------------------- diagnostics

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,18 @@ ROOT = Path(__file__).resolve().parent.parent
 NODE_PACKAGES = ROOT / "build" / "node"
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+# A shell's background jobs ignore Ctrl-C, and so would the tests of it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+figures = {}  # what tests counted and measured, each line written once its test has passed
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Beside "passed", how much it was that passed."""
+    if figures:
+        terminalreporter.section("figures")
+    for what, said in figures.items():
+        terminalreporter.line(f"{what}: {said}")
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +48,8 @@ def _quiet_surroundings(tmp_path, monkeypatch):
     monkeypatch.setenv("TQDM_DISABLE", "1")
     monkeypatch.delenv("VAE_LAB_DATASET", raising=False)
     monkeypatch.setenv("VAE_LAB_FIGURES", str(tmp_path / "figures"))
+    # Tests of two workers also run on one core, where PyTorch would warn that they are too many.
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
 
 
 def raised(number):

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import quick_processes, run, tiny_vae
+from conftest import figures, quick_processes, run, tiny_vae
 from torch.distributions import Independent, Normal
 
 import vae_helpers as lab
@@ -155,12 +155,15 @@ def contributions(points):
 def test_a_full_batch_step_is_that_of_one_process(seen):
     model = still_vae()
     model.loss(POINTS).backward()
+    errors = []
     for there in seen:
         there = there["full batch"]
         assert there["mean"] == pytest.approx(contributions(POINTS).mean(), abs=1e-5)
         for name, parameter in model.named_parameters():
-            torch.testing.assert_close(there["gradient"][name], parameter.grad, atol=1e-5, rtol=0)
+            errors.append((there["gradient"][name] - parameter.grad).abs().max().item())
             assert parameter.grad.abs().max() > 1e-2, "too small a gradient proves nothing"
+    assert max(errors) < 1e-5
+    figures[f"gradient of {len(seen)} processes"] = f"that of one to {max(errors):.1e}"
 
 
 @pytest.mark.parametrize(
@@ -269,7 +272,7 @@ def test_a_killed_worker_ends_torchrun_and_the_checkpoint_goes_on(tmp_path):
         second.kill()
         killed = time.monotonic()
         assert started.wait(60) != 0, said
-        assert time.monotonic() - killed < 60
+        ended = time.monotonic() - killed
         assert not any(worker.is_running() for worker in workers)
     assert said.count("digits: ") == 1, "only the first process speaks"
     kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["history"]["train"]
@@ -278,3 +281,6 @@ def test_a_killed_worker_ends_torchrun_and_the_checkpoint_goes_on(tmp_path):
     history = lab.History.load(tmp_path / "history.npz")
     assert history.train.shape == (150, 1500)
     np.testing.assert_array_equal(history.train[: len(kept)], kept)
+    figures["a worker killed"] = (
+        f"the other two ended within {ended:.1f} s; one process went on from epoch {len(kept)}"
+    )

@@ -5,13 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import LinearGaussian, run, tiny_vae
+from conftest import LinearGaussian, figures, run, tiny_vae
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vae_helpers as lab
 
-thorough = settings(derandomize=True, deadline=None, database=None, max_examples=150)
+thorough = settings(derandomize=True, deadline=None, database=None, max_examples=300)
 brief = settings(thorough, max_examples=40)
 
 events = st.lists(st.integers(1, 5), max_size=3).map(tuple)
@@ -28,8 +28,19 @@ DECODERS = {  # with the data that suit it, made of standard normal numbers
     "net": (lambda net: lab.DecoderGaussian(net, "net"), lambda x, size: size * x),
     "Bernoulli": (lab.DecoderBernoulli, lambda x, size: (x > 0).to(x.dtype)),
     "continuous Bernoulli": (lab.DecoderContinuousBernoulli, lambda x, size: x.sigmoid()),
+    "levels": (
+        lambda net: lab.DecoderCategorical(net, components=2),
+        lambda x, size: (255 * (size * x).sigmoid()).round() / 255,
+    ),
 }
-PRIORS = {"Gaussian": lab.PriorGaussian, "mixture": lambda dim: lab.PriorMixture(dim, 3)}
+CHANNELS = {"net": 2, "levels": 2}  # that the network gives for each of the data's, if not one
+PRIORS = {
+    "Gaussian": lambda encoder, dim, x: lab.PriorGaussian(dim),
+    "mixture": lambda encoder, dim, x: lab.PriorMixture(dim, 3),
+    "Vamp": lambda encoder, dim, x: lab.PriorVamp(encoder, x[:2]),
+    "autoregressive": lambda encoder, dim, x: lab.PriorAutoregressive(dim, 8, 2),
+}
+models = set()  # that were looked at
 
 
 @thorough
@@ -44,17 +55,18 @@ def test_loss_and_gradients_are_finite_and_shapes_right_for_all_data_and_models(
     torch.manual_seed(seed)
     make, suit = DECODERS[decoder]
     out = event
-    if decoder == "net":
+    if decoder in CHANNELS:
         event = event or (2,)  # a scalar has no channels
-        out = (2 * event[0], *event[1:])
+        out = (CHANNELS[decoder] * event[0], *event[1:])
+    x = suit(torch.randn(batch, *event, dtype=dtype), size)
+    encoder = lab.EncoderGaussian(lab.mlp(event, [8], 2 * dim)).to(dtype)
     vae = lab.VAE(
-        lab.EncoderGaussian(lab.mlp(event, [8], 2 * dim)),
+        encoder,
         make(lab.mlp(dim, [8], out)),
-        PRIORS[prior](dim),
+        PRIORS[prior](encoder, dim, x),
         beta,
         analytic_kl=analytic,
     ).to(dtype)
-    x = suit(torch.randn(batch, *event, dtype=dtype), size)
     elbo = vae.elbo(x)
     for term in (*elbo, elbo.value):
         assert (term.shape, term.dtype) == ((batch,), dtype)
@@ -74,6 +86,11 @@ def test_loss_and_gradients_are_finite_and_shapes_right_for_all_data_and_models(
     bound = vae.log_marginal(x, 3, chunk=5)
     assert (bound.shape, bound.dtype) == ((batch,), dtype)
     assert bound.isfinite().all()
+    models.add((event, batch, dim, size, beta, dtype, decoder, prior, analytic))
+    shapes = {model[:3] for model in models}
+    figures["properties"] = (
+        f"{len(models)} random models and data, of {len(shapes)} shapes: all numbers finite"
+    )
 
 
 @brief
@@ -131,9 +148,10 @@ EDGES = {
 def test_training_on_degenerate_images_stays_finite(edge, decoder, precision):
     make, _ = DECODERS[decoder]
     x = EDGES[edge].round() if decoder == "Bernoulli" else EDGES[edge]
-    channels = 2 if decoder == "net" else 1
+    if decoder == "levels":
+        x = lab.scale((255 * x).round().byte())
     vae = tiny_vae((1, 8, 8))
-    vae.decoder = make(lab.mlp(2, [8], (channels, 8, 8)))
+    vae.decoder = make(lab.mlp(2, [8], (CHANNELS.get(decoder, 1), 8, 8)))
     history = run(vae, x, epochs=40, lr=0.05, batch_size=8, precision=precision)
     assert np.isfinite(history.train).all()
     assert np.isfinite(history.test).all()
