@@ -23,6 +23,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,11 +33,18 @@ import torch.distributed as dist
 
 import vae_helpers as lab
 
+HISTOGRAMS = 4  # that the pixels share in a categorical decoder
 # Each decoder with the transform that makes its likelihood an honest one.
 DECODERS: dict[str, tuple[Callable[..., lab.Conditional], lab.Transform]] = {
     "bernoulli": (lab.DecoderBernoulli, lab.binarize),
     "gaussian": (lab.DecoderGaussian, lab.dequantize),
     "continuous-bernoulli": (lab.DecoderContinuousBernoulli, lab.scale),
+    "categorical": (partial(lab.DecoderCategorical, components=HISTOGRAMS), lab.scale),
+}
+PRIORS: dict[str, Callable[[argparse.Namespace], torch.nn.Module]] = {
+    "gaussian": lambda args: lab.PriorGaussian(args.latents),
+    "mixture": lambda args: lab.PriorMixture(args.latents, args.components),
+    "autoregressive": lambda args: lab.PriorAutoregressive(args.latents),
 }
 NOT_SETTINGS = ("out", "settings", "save_settings")  # where, not what
 
@@ -84,7 +92,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--dataset", default="mnist", choices=names, help="images to learn")
     add("--root", help="folder of the data, if not that of VAE_LAB_DATA")
     add("--decoder", default="gaussian", choices=list(DECODERS), help="p(x|z), and the transform")
-    add("--prior", default="gaussian", choices=["gaussian", "mixture"], help="p(z)")
+    add("--prior", default="gaussian", choices=list(PRIORS), help="p(z)")
     add("--components", default=100, type=many, help="components of the mixture")
     add("--network", default="mlp", choices=["mlp", "conv"], help="kind of both networks")
     add("--hidden", default=[512, 512], type=many, nargs="+", help="widths of the mlp's layers")
@@ -134,18 +142,17 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
 def build(args: argparse.Namespace, shape: tuple[int, ...]) -> lab.VAE:
     """The model for images of this shape."""
     torch.manual_seed(args.seed)
+    out = (HISTOGRAMS * shape[0], *shape[1:]) if args.decoder == "categorical" else shape
     if args.network == "conv":
         encoder_net = lab.conv_encoder(shape, 2 * args.latents)
-        decoder_net = lab.conv_decoder(args.latents, shape)
+        decoder_net = lab.conv_decoder(args.latents, out)
     else:
         encoder_net = lab.mlp(shape, args.hidden, 2 * args.latents)
-        decoder_net = lab.mlp(args.latents, args.hidden[::-1], shape)
+        decoder_net = lab.mlp(args.latents, args.hidden[::-1], out)
     return lab.VAE(
         lab.EncoderGaussian(encoder_net),
         DECODERS[args.decoder][0](decoder_net),
-        lab.PriorGaussian(args.latents)
-        if args.prior == "gaussian"
-        else lab.PriorMixture(args.latents, args.components),
+        PRIORS[args.prior](args),
         beta=args.beta,
         analytic_kl=args.kl == "analytic",
     )

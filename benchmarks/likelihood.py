@@ -73,7 +73,7 @@ def levels() -> lab.VAE:
 
 CONFIGURATIONS = {
     "plain": Configuration(
-        "Gaussian prior, Bernoulli decoder", plain, lab.binarize, 60, 4, warm_up=20
+        "Gaussian prior, Bernoulli decoder", plain, lab.binarize, 54, 4, warm_up=18
     ),
     "best": Configuration(
         "autoregressive prior, Bernoulli decoder", best, lab.binarize, 64, 10, lr=3e-3, samples=500

@@ -12,6 +12,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -42,14 +43,15 @@ CONTESTANTS: dict[str, tuple[str, dict[str, Any], str | None]] = {
     "floor, bfloat16, with Adam": ("floor", {"precision": "bfloat16", "adam": True}, None),
 }
 PROTOCOL = """\
-All contestants in one run, one process each; their epochs alternate (one epoch of each, then the
-next), and while one trains the others sleep. All train the same network, 784–400–20–400–784 with
-ReLU from the same first weights, with Adam at 10⁻³ and batches of {batch} on {points} images of
-MNIST, with float32 weights and one sample of z. All see the same kind of data, binarised anew in
-each epoch, each in the way that is natural, and cheap, in its own loop. The time is the median of
-{epochs} epochs after a warm-up epoch (in brackets: fastest and slowest), training only: nobody's
-evaluation is in it. The test −ELBO (nats per image, after {all} epochs) comes from one evaluator
-for all: float32, the same black and white test images, the same noise.
+All contestants in one run, one process each; their epochs alternate (one epoch of each, in an
+order drawn anew each time), and while one trains the others sleep. All train the same
+network, 784–400–20–400–784 with ReLU from the same first weights, with Adam at 10⁻³ and
+batches of {batch} on {points} images of MNIST, with float32 weights and one sample of z. All
+see the same kind of data, binarised anew in each epoch, each in the way that is natural, and
+cheap, in its own loop. The time is the median of {epochs} epochs after a warm-up epoch (in
+brackets: fastest and slowest), training only: nobody's evaluation is in it. The test −ELBO (nats
+per image, after {all} epochs) comes from one evaluator for all: float32, the same black and white
+test images, the same noise.
 
 The floor is the matrix products of forward and backward alone, without and with a fused Adam step;
 × floor compares with the products in the contestant's own precision. "pyro, best case" gets its
@@ -138,7 +140,8 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
         field.append(Contestant(name, python, settings))
     found: dict[str, Any] = {c.name: {"seconds": [], "elbo": []} for c in field}
     for epoch in range(epochs + 1):
-        for contestant in field:
+        # In another order each time: what one leaves behind, a warm processor say, meets all alike.
+        for contestant in random.Random(epoch).sample(field, len(field)):
             answer = contestant.epoch()
             for key in ("seconds", "elbo"):
                 found[contestant.name][key].append(answer[key])

@@ -105,9 +105,11 @@ def test_the_same_command_again_trains_no_more(finished, capsys):
     assert (folder / "checkpoint.pt").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("decoder", ["gaussian", "continuous-bernoulli"])
-def test_other_parts(decoder, tmp_path):
-    chosen = [f"--decoder={decoder}", "--network=conv", "--epochs=1", "--kl=sampled", "--cloud=50"]
+@pytest.mark.parametrize("decoder", ["gaussian", "continuous-bernoulli", "categorical"])
+@pytest.mark.parametrize("prior", ["gaussian", "autoregressive"])
+def test_other_parts(decoder, prior, tmp_path):
+    chosen = [f"--decoder={decoder}", f"--prior={prior}", "--network=conv"]
+    chosen += ["--epochs=1", "--kl=sampled", "--cloud=50"]
     assert train.main([*SMALL, *chosen, "--beta=0.5", f"--out={tmp_path}"]) == 0
     assert told(tmp_path)["convergence"] is None, "an epoch says nothing of it"
     assert lab.History.load(tmp_path / "history.npz").train.shape == (1, 50)
