@@ -46,7 +46,7 @@ PRIORS: dict[str, Callable[[argparse.Namespace], torch.nn.Module]] = {
     "mixture": lambda args: lab.PriorMixture(args.latents, args.components),
     "autoregressive": lambda args: lab.PriorAutoregressive(args.latents),
 }
-NOT_SETTINGS = ("out", "settings", "save_settings")  # where, not what
+NOT_SETTINGS = ("out", "root", "settings", "save_settings")  # where, not what
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

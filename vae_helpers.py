@@ -266,6 +266,8 @@ def scale(raw: Tensor) -> Tensor:
 def dequantize(raw: Tensor) -> Tensor:
     """x = (raw + u)/256 with u ~ U(0, 1), drawn anew each time: for ``DecoderGaussian``.
 
+    u has 16 bits, about what float32 can tell apart between neighbouring levels.
+
     The uniform noise makes 8-bit levels a density on [0, 1]; the mean log-density in nats, less
     D log 256, then bounds the log-probability of the levels (Theis et al. 2016, section 3.1).
     """
@@ -282,7 +284,7 @@ def binarize(raw: Tensor) -> Tensor:
 
 
 def _noise(raw: Tensor) -> Tensor:
-    """Uniform on (0, 2¹⁶), in the shape of ``raw``; float32.
+    """Uniform between 0 and 2¹⁶, in the shape of ``raw``; float32.
 
     A CPU draws one number after the other, so there every word is cut into four of 16 bits.
     """
@@ -429,7 +431,10 @@ class Conditional(nn.Module):
         return self.distribution(out.float() if out.dtype == self.precision else out)
 
     def log_prob(self, value: Tensor, condition: Tensor) -> Tensor:
-        """log p(value | condition) in nats, ``(B,)``; ``ValueError`` outside the support."""
+        """log p(value | condition) in nats, ``(B,)``.
+
+        Raises ``ValueError`` outside the support and ``FloatingPointError`` for NaN or infinity.
+        """
         return _log_prob(self(condition), value)
 
 
@@ -504,25 +509,29 @@ class _IndependentBernoulli(Independent):  # type: ignore[type-arg]  # not gener
     """``Independent`` of a ``Bernoulli``, whose log-probability takes few logarithms."""
 
     def log_prob(self, value: Tensor) -> Tensor:
-        value, logits = torch.broadcast_tensors(value, self.base_dist.logits)
-        batch = value.shape[: value.ndim - self.reinterpreted_batch_ndims]
-        return _BernoulliLogProb.apply(logits.reshape(*batch, -1), value.reshape(*batch, -1))
+        event = self.reinterpreted_batch_ndims
+        pair = torch.broadcast_tensors(self.base_dist.logits, value)
+        flat = (t.flatten(-event) if event else t.unsqueeze(-1) for t in pair)
+        return _BernoulliLogProb.apply(*flat)
 
 
 class _BernoulliLogProb(torch.autograd.Function):
     """Σ x l − log(1 + eˡ) over the last dimension, for logits l and x in {0, 1}.
 
     log(1 + eˡ) = max(l, 0) − log σ(|l|), and σ(|l|) lies in [½, 1]: so the product of up to 64 of
-    them cannot underflow, and one logarithm, a slow function on a CPU, does for all of them.
+    them cannot underflow, and one logarithm, a slow function on a CPU, does for all of them. How
+    many go together depends on the divisors of the event's size: 56 of 784, 64 of 1,024.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, value: Tensor) -> Tensor:
         ctx.save_for_backward(logits, value)
-        together = next(n for n in range(64, 0, -1) if logits.shape[-1] % n == 0)
-        factors = logits.abs().sigmoid_().unflatten(-1, (-1, together))
+        size = logits.shape[-1]
+        together = next(n for n in range(64, 0, -1) if size % n == 0)
+        factors = logits.abs().sigmoid_().unflatten(-1, (size // together, together))
+        wide = torch.promote_types(logits.dtype, torch.float32)  # float16 ends at 2⁻²⁴
         terms = (value * logits).sub_(logits.relu())
-        return terms.sum(-1) + factors.prod(-1).log().sum(-1)
+        return terms.sum(-1) + factors.prod(-1, dtype=wide).log().sum(-1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -548,13 +557,16 @@ class DecoderCategorical(Conditional):
     times the data's channels. So 256 levels cost no more than a few numbers per pixel.
     """
 
-    def __init__(self, net: nn.Module, components: int = 8, levels: int = 256) -> None:
+    def __init__(self, net: nn.Module, components: int = 4, levels: int = 256) -> None:
         super().__init__(net)
-        grid = torch.linspace(0, 1, _at_least_one(levels=levels))
+        if _at_least_one(levels=levels) == 1:
+            raise ValueError("levels must be 2 at least: one level has nothing to tell")
+        grid = torch.linspace(0, 1, levels)
         # They begin as bumps side by side, narrow ones at black and at white, where pixels gather.
         centres = torch.linspace(0, 1, _at_least_one(components=components)).unsqueeze(1)
         widths = torch.full_like(centres, 1 / components)
-        widths[[0, -1]] = 1 / levels
+        if components > 2:
+            widths[[0, -1]] = 1 / levels
         self.histograms = nn.Parameter(-(grid - centres).abs() / widths / _GAIN)
 
     def distribution(self, out: Tensor) -> Distribution:
@@ -669,8 +681,7 @@ def _holds(support: Any, value: Tensor) -> bool:
     if support is constraints.real:
         return True
     if support is constraints.boolean:  # once per training step, so in few passes over memory:
-        product = (value * (1 - value)).flatten()  # 0 at 0 and 1 only; NaN is not 0
-        return not product.dot(product)
+        return not (value * (1 - value)).count_nonzero()  # 0 at 0 and 1 only; NaN is not 0
     return bool(support.check(value).all())
 
 
@@ -723,7 +734,8 @@ class PriorMixture(nn.Module):
 class PriorVamp(nn.Module):
     """p(z) = 1/K Σₖ q(z|uₖ): a mixture of the encoder's own posteriors (Tomczak & Welling 2018).
 
-    The pseudo-inputs u are learned. They begin as ``x``, ``(K, ...)``, data in model space.
+    The pseudo-inputs u are learned. They begin as ``x``, ``(K, ...)``, data in model space. It
+    keeps the encoder that it was given: where the VAE's is exchanged, make a new prior too.
     """
 
     def __init__(self, encoder: nn.Module, x: Tensor) -> None:
@@ -759,7 +771,9 @@ class PriorAutoregressive(nn.Module):
         self.first = nn.Linear(dim, _at_least_one(hidden=hidden))
         self.last = nn.Linear(hidden, outputs)
         # Hidden unit h sees z_1 … z_seen(h); a factor sees the hidden units that know less than it.
-        seen = torch.arange(hidden) % max(1, dim - 1) + 1
+        # Where there are few hidden units, they lie evenly among the dimensions.
+        step = max(0, dim - 2) // hidden + 1
+        seen = torch.arange(hidden) * step % max(1, dim - 1) + 1
         self.register_buffer("first_mask", (seen[:, None] > torch.arange(dim)).float())
         factor = torch.arange(outputs) // (3 * components)
         self.register_buffer("last_mask", (factor[:, None] >= seen).float())
@@ -962,7 +976,11 @@ class VAE(nn.Module):
 
 
 def _constant(q: Distribution) -> Distribution:
-    """q with its own tensors cut out of the graph, whichever distribution it is."""
+    """q with its tensors, and those of the distributions in it, cut out of the graph.
+
+    What else a foreign q may hold, a learned transform for instance, stays in: the gradient is
+    unbiased also then, but keeps some of the variance.
+    """
     twin = copy.copy(q)
     for name, value in vars(q).items():
         if isinstance(value, Tensor):
@@ -997,8 +1015,9 @@ class History:
     test: np.ndarray = field(default_factory=_none)
     """−ELBO of the test points, float32 ``(epochs + 1, N_test)``."""
     train_mean: np.ndarray = field(default_factory=_none)
+    """Averages over all data points, ``(epochs,)``; of ``test_mean``, ``(epochs + 1,)``."""
     train_se: np.ndarray = field(default_factory=_none)
-    """Standard error of the average over data points, ``(epochs,)``."""
+    """Standard errors of the averages, in the same shapes."""
     test_mean: np.ndarray = field(default_factory=_none)
     test_se: np.ndarray = field(default_factory=_none)
     seconds: np.ndarray = field(default_factory=_none)
@@ -1059,10 +1078,13 @@ class History:
             raise ValueError(f"{path} is not a history that History.save wrote") from error
 
     def convergence(self) -> Convergence:
-        """Has the test curve come to rest? ``ValueError`` with fewer than four epochs."""
+        """Has the test curve come to rest? ``ValueError`` before 4 epochs or with 1 test point."""
         epochs = len(self)
-        if epochs < 4:
-            raise ValueError(f"{epochs} epochs say nothing of convergence: train for 4 at least")
+        if epochs < 4 or self.test_points < 2:
+            raise ValueError(
+                f"{epochs} epochs and {self.test_points} test points say nothing of convergence: "
+                "4 epochs and 2 points are the least"
+            )
         start = epochs - max(2, math.ceil(epochs / 4))
         # The least-squares slope of each test point's own curve. Their spread tells how well the
         # average slope is known, because a point meets the same noise in every epoch.
@@ -1095,6 +1117,7 @@ class Convergence:
     gap: float
     """Test minus train −ELBO in the last epoch."""
     gap_se: float
+    """Its standard error, both averages being of images drawn at random."""
     best_epoch: int
     """The epoch from which nothing better came."""
 
@@ -1145,12 +1168,14 @@ def fit(
     =============  =========================================================================
     lr, schedule   peak learning rate; "one-cycle" warms up to it and anneals to zero
     device         by default CUDA, then MPS, then CPU; the model stays there
-    precision      "auto" computes the networks in bfloat16 where the hardware is fast at it;
-                   log-probabilities and KL are float32 always (float64 where the model is)
+    precision      "auto" computes the networks of the lab's own encoders and decoders in bfloat16
+                   where the hardware is fast at it; log-probabilities and KL are float32 always
+                   (float64 where the model is)
     seed           of order, noise and transform; the global generators are left as they were
     cloud          how many points of each split ``History`` keeps, all by default
     workers        processes that load a dataset which is not in memory
-    checkpoint     file written after each epoch, from which the same call continues, bit for bit
+    checkpoint     file written after each epoch, from which the same call continues, bit for bit;
+                   it holds the history, whose size ``cloud`` bounds
     progress       a bar, or a function that is called with the history after each epoch
     =============  =========================================================================
 
@@ -1238,7 +1263,7 @@ def _train(
     for step, (share, weight, x) in enumerate(batches):
         elbo = _checked(replica, x, f"epoch {epoch}, step {step + 1}")
         objective = (beta * elbo.kl - elbo.log_likelihood).sum() * weight
-        for parameter in parameters:
+        for parameter in parameters:  # optimizer.zero_grad() takes longer over it
             parameter.grad = None
         objective.backward()
         optimizer.param_groups[0]["lr"] = float(rates[step])
@@ -1256,7 +1281,10 @@ def evaluate(
     precision: Precision = "auto",
     seed: int = 0,
 ) -> Elbo:
-    """Both terms of the ELBO for every point of ``data``, ``(N,)``, as ``fit`` evaluates them."""
+    """Both terms of the ELBO for every point of ``data``, ``(N,)``, as ``fit`` evaluates them.
+
+    The model is moved to the device and left in evaluation mode; errors as in ``fit``.
+    """
     device = _pick_device(device)
     model.to(device)
     with _networks_in(model, _net_dtype(precision, device)):
@@ -1287,7 +1315,8 @@ def _checked(model: nn.Module, x: Tensor, where: str) -> Elbo:
     try:
         elbo: Elbo = model(x)
     except (ValueError, FloatingPointError) as error:
-        raise type(error)(f"{where}: {error}") from error
+        kind = ValueError if isinstance(error, ValueError) else FloatingPointError
+        raise kind(f"{where}: {error}") from error
     # One look at the sum of all: it is finite only if every term of every point is.
     if not math.isfinite(elbo.value.detach().sum()):
         for term, values in (("x", x), ("log_likelihood", elbo.log_likelihood), ("kl", elbo.kl)):
@@ -1690,7 +1719,7 @@ def plot_learning_curve(history: History, ax: Axes | None = None, points: bool =
     _label_ends(ax, {n: (e[-1], m[-1], c) for n, (e, _, m, c) in series.items()}, halo)
     if points:
         _note_cloud(ax, history)
-    if epochs >= 4:
+    if epochs >= 4 and history.test_points > 1:
         _mark_convergence(ax, history.convergence(), history.test_mean, halo)
     ax.set(xlabel="epoch", ylabel="−ELBO (nats per image)")
     ax.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
@@ -1900,8 +1929,8 @@ def explore_plane(model: VAE, x: Tensor, labels: Tensor) -> Any:
 
     For a model with D = 2, images ``(N, 1, H, W)`` in its space and their integer labels ``(N,)``.
     It shows the codes of the images, and the decoder's means on a grid of the plane, in 8 bits;
-    where no script runs, the grid stands as a picture. The 2 % of the images whose codes lie
-    furthest out are left out. Raises ``ValueError`` for other data or another D, and
+    where no script runs, the grid stands as a picture. Of codes beyond ±2.5, up to 2 % of all,
+    the furthest are left out. Raises ``ValueError`` for other data or another D, and
     ``FileNotFoundError`` where its page, ``explorer.html``, does not lie beside this module.
     """
     from IPython.display import HTML

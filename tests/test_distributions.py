@@ -99,6 +99,13 @@ def test_decoder_bernoulli_is_exact_for_many_pixels_and_any_logits(pixels, size)
     assert np.allclose(given.grad, x - expit(logits), atol=1e-6)
 
 
+def test_decoder_bernoulli_log_prob_in_half_precision_and_of_nothing():
+    decoder = lab.DecoderBernoulli(nn.Identity())
+    logits = torch.zeros(2, 640, dtype=torch.float16)  # a factor of 1/2 for each pixel
+    assert torch.allclose(decoder.log_prob(logits, logits), torch.tensor(-640 * math.log(2)))
+    assert decoder.log_prob(torch.zeros(0, 3, 4), torch.zeros(0, 3, 4)).shape == (0,)
+
+
 def test_decoder_bernoulli_log_prob_broadcasts_and_differentiates_by_x():
     rng = np.random.default_rng(0)
     logits, x = rng.normal(size=(4, 2, 5)), rng.random((3, 1, 2, 5))
@@ -187,11 +194,12 @@ def test_decoder_categorical_draws_each_level_as_often_as_its_probability_says()
     assert within((drawn[..., None] == torch.arange(5)).double(), p)
 
 
-def test_decoder_categorical_starts_with_every_grey_level_in_reach():
+@pytest.mark.parametrize("components", [1, 2, 3, 4, 8])
+def test_decoder_categorical_starts_with_every_grey_level_in_reach(components):
     # Components that begin alike would stay alike, and a level out of reach would cost its data.
-    x = torch.arange(256).view(256, 1) / 255
+    x, logits = torch.arange(256).view(256, 1) / 255, torch.zeros(256, components)
     with torch.no_grad():
-        log_p = lab.DecoderCategorical(nn.Identity(), 4).log_prob(x, torch.zeros(256, 4))
+        log_p = lab.DecoderCategorical(nn.Identity(), components).log_prob(x, logits)
     assert log_p.min() > math.log(1e-3 / 256)
 
 
@@ -222,6 +230,13 @@ def test_no_factor_of_the_autoregressive_prior_sees_its_own_or_a_later_variable(
     means = torch.autograd.functional.jacobian(lambda z: prior.factors(z).mean[0], z)[:, 0]
     assert not means.triu().any()
     assert means.count_nonzero() == dim * (dim - 1) / 2  # and it does see every earlier one
+
+
+def test_few_hidden_units_of_the_autoregressive_prior_look_at_all_dimensions():
+    prior, z = autoregressive(20, hidden=5, components=2), torch.randn(1, 20, dtype=torch.float64)
+    means = torch.autograd.functional.jacobian(lambda z: prior.factors(z).mean[0], z)[:, 0]
+    assert not means.triu().any()
+    assert means[-1, :17].all()
 
 
 def test_the_autoregressive_prior_integrates_to_one_and_samples_what_it_says():

@@ -156,6 +156,11 @@ def test_fewer_than_four_epochs_say_nothing_of_convergence(epochs):
         history.convergence()
 
 
+def test_one_test_point_says_nothing_of_convergence():
+    with pytest.raises(ValueError, match="1 test points"):
+        history_of(np.zeros((9, 1))).convergence()
+
+
 @pytest.mark.parametrize(
     ("epochs", "first"), [(4, 2), (5, 3), (8, 6), (9, 6), (20, 15), (60, 45), (61, 45)]
 )
