@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 import vae_helpers as lab
 
 RESULTS = HERE / "likelihood.json"
+TRAINED = ROOT / "build" / "likelihood"  # an interrupted benchmark trains no model twice
 SHAPE = (1, 28, 28)
 LATENTS = 50
 
@@ -84,11 +85,17 @@ CONFIGURATIONS = {
 }
 
 
-def measure(name: str, seed: int, images: lab.Images) -> dict[str, Any]:
-    """Train and evaluate one configuration with one seed."""
+def train(name: str, seed: int, images: lab.Images) -> tuple[lab.VAE, lab.History, dict[str, str]]:
+    """The trained model, its history and the machine; from ``build/`` where it has been trained."""
     asked = CONFIGURATIONS[name]
     torch.manual_seed(seed)
     vae = asked.model()
+    kept = "-".join(map(str, [name, seed, *settings(name).values()]))
+    weights, curve = TRAINED / f"{kept}.pt", TRAINED / f"{kept}.npz"
+    if weights.exists():
+        state = torch.load(weights, weights_only=True)
+        vae.load_state_dict(state["model"])
+        return vae, lab.History.load(curve), state["machine"]
 
     def warm_up(history: lab.History) -> None:
         # Latents that are given up before the decoder can read them do not come back: at first
@@ -109,6 +116,17 @@ def measure(name: str, seed: int, images: lab.Images) -> dict[str, Any]:
         cloud=len(images.test),
         progress=warm_up,
     )
+    told = machine(threads=torch.get_num_threads())
+    TRAINED.mkdir(parents=True, exist_ok=True)
+    history.save(curve)
+    torch.save({"model": vae.state_dict(), "machine": told}, weights)
+    return vae, history, told
+
+
+def measure(name: str, seed: int, images: lab.Images) -> dict[str, Any]:
+    """Train and evaluate one configuration with one seed."""
+    asked = CONFIGURATIONS[name]
+    vae, history, told = train(name, seed, images)
     device = next(vae.parameters()).device
     # The networks compute as they did in training: their rounding is part of the model.
     precision = lab._net_dtype("auto", device)
@@ -130,7 +148,7 @@ def measure(name: str, seed: int, images: lab.Images) -> dict[str, Any]:
         "precision": str(precision or torch.float32).removeprefix("torch."),
         "parameters": sum(p.numel() for p in vae.parameters()),
         "verdict": history.convergence().verdict,
-        "machine": machine(threads=torch.get_num_threads()),
+        "machine": told,
     }
 
 
