@@ -1,0 +1,60 @@
+"""The benchmarks run, and their committed tables say what their numbers say."""
+
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import vae_helpers as lab
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def likelihood(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    sys.modules.pop("likelihood", None)
+    import likelihood
+
+    monkeypatch.setattr(likelihood, "HERE", tmp_path)
+    monkeypatch.setattr(likelihood, "TRAINED", tmp_path / "trained")
+    return likelihood
+
+
+def test_the_likelihood_table_is_what_the_numbers_give(likelihood, tmp_path):
+    likelihood.report(json.loads((BENCHMARKS / "likelihood.json").read_text()))
+    committed = (BENCHMARKS / "likelihood.md").read_text(encoding="utf-8")
+    assert (tmp_path / "likelihood.md").read_text(encoding="utf-8") == committed
+
+
+@pytest.mark.parametrize("name", ["plain", "best", "levels"])
+def test_every_configuration_trains_and_its_bounds_are_in_order(likelihood, monkeypatch, name):
+    kinds = torch.arange(24)
+    ramps = torch.arange(784).view(1, 1, 28, 28) * kinds.view(-1, 1, 1, 1) % 256
+    split = lab.ImageSet(ramps.to(torch.uint8), kinds)
+    images = lab.Images("ramps", split, split)
+    quick = replace(likelihood.CONFIGURATIONS[name], epochs=4, samples=200, batch_size=8)
+    monkeypatch.setitem(likelihood.CONFIGURATIONS, name, quick)
+    run = likelihood.measure(name, 0, images)
+    assert run["epochs"] == 4
+    assert likelihood.measure(name, 0, images) == run, "the model that was kept is the same"
+    # The same model and images evaluated twice: the tighter bound is the lower one.
+    assert run["log_p"] < run["elbo"]
+    likelihood.report({f"{name}-0": run, f"{name}-1": run})
+    table = (likelihood.HERE / "likelihood.md").read_text(encoding="utf-8")
+    assert f"| {name} | 1 | 4 |" in table
+
+
+def test_the_numbers_of_readme_are_those_of_the_benchmark():
+    readme = (BENCHMARKS.parent / "README.md").read_text(encoding="utf-8")
+    section = readme.partition("## How good")[2].partition("\n## ")[0]
+    goals = (BENCHMARKS / "likelihood.md").read_text(encoding="utf-8").partition("## Protocol")[0]
+    numbers = re.findall(r"\d+\.\d+ ± \d+\.\d+", section)
+    assert len(numbers) >= 2
+    assert [number for number in numbers if number not in goals] == []
+    minutes = re.findall(r"(\d+\.\d) min", section)
+    assert [number for number in minutes if f"longest | {number} |" not in goals] == []
