@@ -4,8 +4,8 @@
     python benchmarks/likelihood.py --only plain --seeds 0
     python benchmarks/likelihood.py --report             # tables from the numbers that are there
 
-A run that is finished is kept in likelihood.json and not repeated, so an interrupted benchmark goes
-on where it was; delete the file to measure anew.
+A run that is finished is kept in likelihood.json, a trained model in build/likelihood, and neither
+is repeated, so an interrupted benchmark goes on where it was; delete both to measure anew.
 """
 
 from __future__ import annotations
