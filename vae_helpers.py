@@ -530,8 +530,8 @@ class _BernoulliLogProb(torch.autograd.Function):
         together = next(n for n in range(64, 0, -1) if size % n == 0)
         factors = logits.abs().sigmoid_().unflatten(-1, (size // together, together))
         wide = torch.promote_types(logits.dtype, torch.float32)  # float16 ends at 2⁻²⁴
-        terms = (value * logits).sub_(logits.relu())
-        return terms.sum(-1) + factors.prod(-1, dtype=wide).log().sum(-1)
+        terms = logits.relu().addcmul_(value, logits, value=-1)
+        return factors.prod(-1, dtype=wide).log().sum(-1) - terms.sum(-1, dtype=wide)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -662,8 +662,11 @@ def _log_prob(p: Distribution, value: Tensor) -> Tensor:
     support: Any = p.support
     while isinstance(support, constraints.independent):
         support = support.base_constraint
+    if support is constraints.boolean and torch.compiler.is_compiling():
+        # To branch on data would cut the graph in two: NaN now, and words from `_look`.
+        value = torch.where(support.check(value), value, math.nan)
     # On the meta device there is nothing to look at.
-    if not value.is_meta and not _holds(support, value):
+    elif not value.is_meta and not _holds(support, value):
         bad = int((~torch.isfinite(value)).sum())
         if bad:
             raise FloatingPointError(f"x holds {bad} values that are NaN or infinite")
@@ -681,7 +684,8 @@ def _holds(support: Any, value: Tensor) -> bool:
     if support is constraints.real:
         return True
     if support is constraints.boolean:  # once per training step, so in few passes over memory:
-        return not (value * (1 - value)).count_nonzero()  # 0 at 0 and 1 only; NaN is not 0
+        # x − x² is 0 at 0 and 1 only; NaN is not 0.
+        return not torch.addcmul(value, value, value, value=-1).count_nonzero()
     return bool(support.check(value).all())
 
 
@@ -888,7 +892,11 @@ class VAE(nn.Module):
         self._beta = float(value)
 
     def forward(self, x: Tensor) -> Elbo:
-        """The same as ``elbo``: what a wrapper such as ``DistributedDataParallel`` calls."""
+        """The same as ``elbo``: what a wrapper such as ``DistributedDataParallel`` calls.
+
+        After ``compile()`` it is compiled, and grey pixels under a Bernoulli give NaN here. But
+        ``elbo`` stays as it is, and so do the errors of ``fit``.
+        """
         return self.elbo(x)
 
     def elbo(self, x: Tensor) -> Elbo:
@@ -1179,9 +1187,10 @@ def fit(
     progress       a bar, or a function that is called with the history after each epoch
     =============  =========================================================================
 
-    Ctrl-C returns the history so far. The model is left in evaluation mode. Raises ``ValueError``
-    where settings or data make no sense or the checkpoint is of another run, ``TypeError`` for
-    integer data without a transform, ``FloatingPointError`` for a term that is not finite.
+    ``model.compile()`` beforehand buys faster steps for some seconds of compiling. Ctrl-C returns
+    the history so far. The model is left in evaluation mode. Raises ``ValueError`` where settings
+    or data make no sense or the checkpoint is of another run, ``TypeError`` for integer data
+    without a transform, ``FloatingPointError`` for a term that is not finite.
     """
     _at_least_one(epochs=epochs)
     _at_least_one(batch_size=batch_size)
@@ -1311,21 +1320,29 @@ def _evaluate(model: VAE, source: _Source, seed: int, where: str) -> Elbo:
 
 
 def _checked(model: nn.Module, x: Tensor, where: str) -> Elbo:
-    """model(x), or an error that says where and in which term a number is not finite."""
+    """model(x), or an error that says where and what is wrong with it."""
     try:
         elbo: Elbo = model(x)
+        _look(model, x, elbo)
     except (ValueError, FloatingPointError) as error:
         kind = ValueError if isinstance(error, ValueError) else FloatingPointError
         raise kind(f"{where}: {error}") from error
-    # One look at the sum of all: it is finite only if every term of every point is.
-    if not math.isfinite(elbo.value.detach().sum()):
-        for term, values in (("x", x), ("log_likelihood", elbo.log_likelihood), ("kl", elbo.kl)):
-            bad = int((~values.reshape(len(x), -1).isfinite()).any(1).sum())
-            if bad:
-                raise FloatingPointError(
-                    f"{where}: {term} is not finite for {bad} of {len(x)} data points"
-                )
     return elbo
+
+
+def _look(model: nn.Module, x: Tensor, elbo: Elbo) -> None:
+    """Raise an error that names the term which is not finite, or its cause."""
+    # One look at the sum of all: it is finite only if every term of every point is.
+    if math.isfinite(elbo.value.detach().sum()):
+        return
+    for term, values in (("x", x), ("log_likelihood", elbo.log_likelihood), ("kl", elbo.kl)):
+        bad = int((~values.reshape(len(x), -1).isfinite()).any(1).sum())
+        if bad:
+            wrapped = isinstance(model, nn.parallel.DistributedDataParallel)
+            plain: Any = model.module if wrapped else model
+            with torch.no_grad():  # what a compiled model says with NaN, this says in words
+                plain.elbo(x)
+            raise FloatingPointError(f"{term} is not finite for {bad} of {len(x)} data points")
 
 
 class _Source:

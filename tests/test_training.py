@@ -409,6 +409,55 @@ def test_grey_pixels_under_a_bernoulli_are_refused_with_the_remedy():
         run(tiny_vae(decoder=lab.DecoderBernoulli), torch.full((8, 6), 0.5))
 
 
+@pytest.fixture
+def compiled():
+    """Models whose forward pass is one graph, or an error, and the graphs that they ran as."""
+    graphs = []
+
+    def backend(graph, inputs):  # in place of a C++ compiler
+        graphs.append(graph)
+        return graph
+
+    def model(decoder):
+        torch.manual_seed(0)
+        vae = tiny_vae(decoder=decoder)
+        vae.elbo(torch.ones(2, 6))  # PyTorch looks up the formula of the KL term once, uncompiled
+        vae.compile(backend=backend, fullgraph=True)
+        return vae
+
+    torch.compiler.reset()
+    yield model, graphs
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("decoder", [lab.DecoderGaussian, lab.DecoderBernoulli])
+def test_a_compiled_model_is_one_graph_and_trains_on_the_same_curve(compiled, decoder):
+    model, graphs = compiled
+    data = (points() > 0).float()
+    torch.manual_seed(0)
+    plain = run(tiny_vae(decoder=decoder), data, epochs=2)
+    assert np.allclose(run(model(decoder), data, epochs=2).train, plain.train, rtol=1e-4)
+    assert len(graphs) == 2  # with gradients and without
+
+
+def test_a_compiled_model_refuses_data_with_the_same_words(compiled):
+    model, _ = compiled
+    words = r"epoch 1, step 2: .*binarize the data"
+    data = torch.ones(8, 6)
+    for vae in (tiny_vae(decoder=lab.DecoderBernoulli), model(lab.DecoderBernoulli)):
+        seen = []
+
+        def grey_at_the_second_batch(batch, seen=seen):
+            seen.append(len(batch))
+            return batch * (0.5 if len(seen) == 4 else 1.0)  # two batches of the test set before
+
+        with pytest.raises(ValueError, match=words):
+            lab.fit(
+                vae, data, torch.ones(2000, 6), epochs=1, batch_size=4, device="cpu",
+                transform=grey_at_the_second_batch, progress=False,
+            )  # fmt: skip
+
+
 def test_data_of_another_shape_than_the_decoder_s_are_refused_with_both():
     vae = tiny_vae()
     vae.decoder = lab.DecoderGaussian(lab.mlp(2, [], (2, 3)))
