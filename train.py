@@ -41,6 +41,7 @@ DECODERS: dict[str, tuple[Callable[..., lab.Conditional], lab.Transform]] = {
     "continuous-bernoulli": (lab.DecoderContinuousBernoulli, lab.scale),
     "categorical": (partial(lab.DecoderCategorical, components=HISTOGRAMS), lab.scale),
 }
+DENSITIES = ("gaussian", "continuous-bernoulli")  # not to be compared with probabilities
 PRIORS: dict[str, Callable[[argparse.Namespace], torch.nn.Module]] = {
     "gaussian": lambda args: lab.PriorGaussian(args.latents),
     "mixture": lambda args: lab.PriorMixture(args.latents, args.components),
@@ -192,6 +193,7 @@ def results(
         "train_images": len(images.train),
         "test_images": len(images.test),
         "unit": "nats per image",
+        "likelihood": "density" if args.decoder in DENSITIES else "probability",
         "train_negative_elbo": {"mean": history.train_mean[-1], "se": history.train_se[-1]},
         "test_negative_elbo": {"mean": history.test_mean[-1], "se": history.test_se[-1]},
         "convergence": found and {"verdict": found.verdict, **asdict(found)},

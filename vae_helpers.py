@@ -542,7 +542,7 @@ class _BernoulliLogProb(torch.autograd.Function):
 
 
 class DecoderContinuousBernoulli(Conditional):
-    """p(x|z) for x in [0, 1] (Loaiza-Ganem & Cunningham 2019): the network gives logits."""
+    """p(x|z), a density, for x in [0, 1] (Loaiza-Ganem & Cunningham 2019); the network: logits."""
 
     def distribution(self, out: Tensor) -> Distribution:
         """Logits ``(B, *event)`` → continuous Bernoulli with that event."""
@@ -1062,8 +1062,8 @@ class History:
             return "History of 0 epochs"
         return (
             f"{len(self)} epochs in {self.seconds.sum():.0f} s: −ELBO train "
-            f"{_nats(self.train_mean[-1])}, test {_nats(self.test_mean[-1])} ± "
-            f"{self.test_se[-1]:.2f} nats per data point"
+            f"{_nats(self.train_mean[-1])} ± {self.train_se[-1]:.2f}, test "
+            f"{_nats(self.test_mean[-1])} ± {self.test_se[-1]:.2f} nats per data point"
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -432,7 +432,7 @@ def main() -> None:
     if "speed" in results:
         draw(results["speed"], folder, stem)
         text += f"![Seconds per epoch, and test −ELBO over time]({stem}.svg)\n"
-    path.with_suffix(".md").write_text(text)
+    path.with_suffix(".md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,19 @@ def test_the_likelihood_table_is_what_the_numbers_give(likelihood, tmp_path):
     assert (tmp_path / "likelihood.md").read_text(encoding="utf-8") == committed
 
 
+def test_the_tables_of_speed_are_what_the_numbers_give(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    sys.modules.pop("training_speed", None)
+    import training_speed
+
+    monkeypatch.setattr(training_speed, "HERE", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["training_speed.py", "--only", "report"])
+    shutil.copy(BENCHMARKS / "training_speed.json", tmp_path)
+    training_speed.main()
+    committed = (BENCHMARKS / "training_speed.md").read_text(encoding="utf-8")
+    assert (tmp_path / "training_speed.md").read_text(encoding="utf-8") == committed
+
+
 @pytest.mark.parametrize("name", ["plain", "best", "levels"])
 def test_every_configuration_trains_and_its_bounds_are_in_order(likelihood, monkeypatch, name):
     kinds = torch.arange(24)
@@ -54,10 +68,22 @@ def test_the_numbers_of_readme_are_those_of_the_benchmark():
     section = readme.partition("## How good")[2].partition("\n## ")[0]
     goals = (BENCHMARKS / "likelihood.md").read_text(encoding="utf-8").partition("## Protocol")[0]
     rows = re.findall(r"^\| (?!model|---)(.*) \|$", section, re.M)
+    nats, bits = re.findall(r"on top, ± (\S+) nats of −ELBO or (\S+) bits", section)[0]
+    assert f"{nats} nats (plain), {nats} nats (best), {bits} bits (levels)" in goals
+    assert "(plain: 3, best: 3, levels: 3)" in goals
     assert len(rows) >= 2
     for row in rows:
-        _, measured, _, training, _ = row.split(" | ")
+        _, measured, training, _ = row.split(" | ")
         numbers = re.findall(r"\d+\.\d+(?: ± \d+\.\d+)?", measured)
         (minutes,) = re.findall(r"\d+\.\d", training)
         assert numbers
         assert [n for n in (*numbers, minutes) if f" | {n} | " not in goals] == []
+
+
+def test_the_speed_in_readme_is_that_of_the_benchmark():
+    readme = (BENCHMARKS.parent / "README.md").read_text(encoding="utf-8")
+    section = readme.partition("## How fast")[2].partition("\n## ")[0]
+    tables = (BENCHMARKS / "training_speed.md").read_text(encoding="utf-8")
+    numbers = re.findall(r"\d+\.\d+", section)
+    assert len(numbers) >= 3
+    assert [n for n in numbers if not re.search(rf"\| {re.escape(n)} [|(]", tables)] == []

@@ -85,7 +85,7 @@ def tiny_vae_again():
 
 def test_its_line_tells_epochs_time_and_both_curves():
     history = history_of(np.full((3, 4), -12.25), np.full((2, 4), -13.75))
-    expected = "2 epochs in 1 s: −ELBO train −13.75, test −12.25 ± 0.00 nats per data point"
+    expected = "2 epochs in 1 s: −ELBO train −13.75 ± 0.00, test −12.25 ± 0.00 nats per data point"
     assert repr(history) == expected
     assert repr(lab.History()) == "History of 0 epochs"
 

@@ -72,6 +72,7 @@ def test_results_agree_with_the_history(finished):
     assert results["train_images"] + results["test_images"] == 1797
     assert results["versions"]["torch"] == torch.__version__
     assert results["processes"] == 1
+    assert results["likelihood"] == "probability"
     # Ten samples give a tighter bound than one.
     bound, estimate = results["test_negative_elbo"], results["test_negative_log_p"]
     assert bound["mean"] - 3 < estimate["mean"] < bound["mean"]
@@ -105,13 +106,21 @@ def test_the_same_command_again_trains_no_more(finished, capsys):
     assert (folder / "checkpoint.pt").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("decoder", ["gaussian", "continuous-bernoulli", "categorical"])
+@pytest.mark.parametrize(
+    ("decoder", "likelihood"),
+    [
+        ("gaussian", "density"),
+        ("continuous-bernoulli", "density"),
+        ("categorical", "probability"),
+    ],
+)
 @pytest.mark.parametrize("prior", ["gaussian", "autoregressive"])
-def test_other_parts(decoder, prior, tmp_path):
+def test_other_parts(decoder, likelihood, prior, tmp_path):
     chosen = [f"--decoder={decoder}", f"--prior={prior}", "--network=conv"]
     chosen += ["--epochs=1", "--kl=sampled", "--cloud=50"]
     assert train.main([*SMALL, *chosen, "--beta=0.5", f"--out={tmp_path}"]) == 0
     assert told(tmp_path)["convergence"] is None, "an epoch says nothing of it"
+    assert told(tmp_path)["likelihood"] == likelihood
     assert lab.History.load(tmp_path / "history.npz").train.shape == (1, 50)
 
 
