@@ -106,6 +106,10 @@ def scenarios(rank, world, folder):
     if world == 3:  # go on with what two processes began
         begun = folder.parent / "2" / "0" / "begun.pt"
         trained("moved", noisy_vae(), transform=Drawing(), checkpoint=begun, **NOISY)
+    try:
+        run(still_vae(), 1e200 * POINTS, test=POINTS, batch_size=16)
+    except FloatingPointError as error:
+        seen["error"] = str(error)
     return seen
 
 
@@ -181,7 +185,7 @@ def test_each_point_counts_once(seen, scenario, points):
 def test_processes_agree_on_weights_and_history(seen):
     first, *others = seen
     for other in others:
-        for name in first.keys() - {"drawn"}:
+        for name in first.keys() - {"drawn", "error"}:
             np.testing.assert_array_equal(other[name]["train"], first[name]["train"])
             np.testing.assert_array_equal(other[name]["test"], first[name]["test"])
             for key, value in first[name]["weights"].items():
@@ -211,6 +215,11 @@ def test_only_the_first_process_writes_and_all_continue(seen, world, folder):
         np.testing.assert_array_equal(there["continued"]["train"], there["whole"]["train"])
         for name, value in there["whole"]["weights"].items():
             assert torch.equal(there["continued"]["weights"][name], value)
+
+
+def test_each_process_says_where_a_number_is_not_finite(seen):
+    words = "epoch 1, step 1: log_likelihood is not finite for"
+    assert all(process["error"].startswith(words) for process in seen)
 
 
 def test_another_number_of_processes_goes_on(folder):
