@@ -102,9 +102,6 @@ _DOWNLOAD_TIMEOUT = 20  # seconds of silence from a server before the next mirro
 class ImageSet(TensorDataset):
     """A split: a map-style dataset of ``(image, label)``; images uint8 ``(N, C, H, W)``."""
 
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        super().__init__(images, labels)
-
     @property
     def images(self) -> Tensor:
         """All images, uint8, ``(N, C, H, W)``."""
@@ -266,39 +263,45 @@ def scale(raw: Tensor) -> Tensor:
 def dequantize(raw: Tensor) -> Tensor:
     """x = (raw + u)/256 with u ~ U(0, 1), drawn anew each time: for ``DecoderGaussian``.
 
-    u has 16 bits, about what float32 can tell apart between neighbouring levels.
+    u has 16 bits, about what float32 can tell apart between neighbouring levels. On a CPU the last
+    8 are shared by the pixels of a data point.
 
     The uniform noise makes 8-bit levels a density on [0, 1]; the mean log-density in nats, less
     D log 256, then bounds the log-probability of the levels (Theis et al. 2016, section 3.1).
     """
-    return _noise(_raw(raw)).mul_(2**-16).add_(raw).mul_(2**-8)
+    return _noise(_raw(raw)).mul_(2**-8).add_(raw).mul_(2**-8)
 
 
 def binarize(raw: Tensor) -> Tensor:
     """x ~ Bernoulli(raw/255), drawn anew each time: for ``DecoderBernoulli``.
 
     "Dynamic binarisation" (Salakhutdinov & Murray 2008): grey values are probabilities of ink,
-    here to the nearest multiple of 2⁻¹⁶, and exactly at 0 and 1.
+    here to the nearest multiple of 2⁻¹⁶, and exactly at 0 and 1. The noise is that of
+    ``dequantize``.
     """
-    return _noise(_raw(raw)).sub_(raw, alpha=2**16 / 255).lt_(0)
+    return _noise(_raw(raw)).sub_(raw, alpha=256 / 255).lt_(0)
 
 
 def _noise(raw: Tensor) -> Tensor:
-    """Uniform between 0 and 2¹⁶, in the shape of ``raw``; float32.
+    """Uniform between 0 and 256, in the shape of ``raw``; float32.
 
-    A CPU draws one number after the other, so there every word is cut into four of 16 bits.
+    A CPU draws one number after the other, so there every random word is cut into eight bytes, each
+    a pixel's whole part. The fraction, of 8 bits, is drawn once for a data point: two of its pixels
+    correlate by 2⁻¹⁶, and the variance of a sum over D of them grows by the factor 1 + D 2⁻¹⁶.
     """
     if raw.device.type != "cpu":
-        return torch.rand(raw.shape, device=raw.device).mul_(2**16)
-    words = torch.empty(-(-raw.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-    return words.view(torch.int16)[: raw.numel()].view(raw.shape).float().add_(2**15 + 0.5)
+        return torch.rand(raw.shape, device=raw.device, dtype=torch.float32).mul_(256)
+    words = torch.empty(-(-raw.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
+    whole = words.view(torch.uint8)[: raw.numel()].view(raw.shape)
+    fraction = torch.randint(256, raw.shape[:1] + (1,) * (raw.ndim - 1))
+    return fraction.float().add_(0.5).mul_(2**-8) + whole
 
 
 # --------------------------------------------------------------------------------- networks
 
 
 class Reshape(nn.Module):
-    """Give each data point of a batch the shape ``shape``."""
+    """Give each data point the shape ``shape``, which may be (), unlike in ``nn.Unflatten``."""
 
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__()
@@ -557,16 +560,14 @@ class DecoderCategorical(Conditional):
     times the data's channels. So 256 levels cost no more than a few numbers per pixel.
     """
 
-    def __init__(self, net: nn.Module, components: int = 4, levels: int = 256) -> None:
+    def __init__(self, net: nn.Module, components: int = 4) -> None:
         super().__init__(net)
-        if _at_least_one(levels=levels) == 1:
-            raise ValueError("levels must be 2 at least: one level has nothing to tell")
-        grid = torch.linspace(0, 1, levels)
+        grid = torch.linspace(0, 1, 256)
         # They begin as bumps side by side, narrow ones at black and at white, where pixels gather.
         centres = torch.linspace(0, 1, _at_least_one(components=components)).unsqueeze(1)
         widths = torch.full_like(centres, 1 / components)
         if components > 2:
-            widths[[0, -1]] = 1 / levels
+            widths[[0, -1]] = 1 / 256
         self.histograms = nn.Parameter(-(grid - centres).abs() / widths / _GAIN)
 
     def distribution(self, out: Tensor) -> Distribution:
@@ -685,14 +686,23 @@ def _holds(support: Any, value: Tensor) -> bool:
         return True
     if support is constraints.boolean:  # once per training step, so in few passes over memory:
         # x − x² is 0 at 0 and 1 only; NaN is not 0.
-        return not torch.addcmul(value, value, value, value=-1).count_nonzero()
+        return not torch.addcmul(value, value, value, value=-1).abs_().sum()
     return bool(support.check(value).all())
 
 
 # ---------------------------------------------------------------------------------- priors
 
 
-class PriorGaussian(nn.Module):
+class _Prior(nn.Module):
+    """Called without arguments, a prior gives its distribution (abstract)."""
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log p(z) in nats, ``(B, D)`` → ``(B,)``."""
+        log_p: Tensor = self().log_prob(z)
+        return log_p
+
+
+class PriorGaussian(_Prior):
     """p(z) = N(0, I); its tensors are buffers, so that it moves with the model."""
 
     loc: Tensor
@@ -707,12 +717,8 @@ class PriorGaussian(nn.Module):
         """() → standard normal with event shape ``(D,)``."""
         return Independent(Normal(self.loc, self.unit, validate_args=False), 1, validate_args=False)
 
-    def log_prob(self, z: Tensor) -> Tensor:
-        """log p(z) in nats, ``(B, D)`` → ``(B,)``."""
-        return self().log_prob(z)
 
-
-class PriorMixture(nn.Module):
+class PriorMixture(_Prior):
     """p(z) = Σₖ πₖ N(z; μₖ, diag σₖ²), all of it learned."""
 
     def __init__(self, dim: int, components: int) -> None:
@@ -730,12 +736,8 @@ class PriorMixture(nn.Module):
             validate_args=False,
         )
 
-    def log_prob(self, z: Tensor) -> Tensor:
-        """log p(z) in nats, ``(B, D)`` → ``(B,)``."""
-        return self().log_prob(z)
 
-
-class PriorVamp(nn.Module):
+class PriorVamp(_Prior):
     """p(z) = 1/K Σₖ q(z|uₖ): a mixture of the encoder's own posteriors (Tomczak & Welling 2018).
 
     The pseudo-inputs u are learned. They begin as ``x``, ``(K, ...)``, data in model space. It
@@ -753,12 +755,8 @@ class PriorVamp(nn.Module):
         uniform = Categorical(logits=q.mean.new_zeros(len(q.mean)), validate_args=False)
         return MixtureSameFamily(uniform, q, validate_args=False)
 
-    def log_prob(self, z: Tensor) -> Tensor:
-        """log p(z) in nats, ``(B, D)`` → ``(B,)``."""
-        return self().log_prob(z)
 
-
-class PriorAutoregressive(nn.Module):
+class PriorAutoregressive(_Prior):
     """p(z) = Π p(z_d | z_1 … z_d−1), each factor a mixture of Gaussians, all of it learned.
 
     One masked network gives the parameters of all factors at once (MADE, Germain et al. 2015),
@@ -799,10 +797,6 @@ class PriorAutoregressive(nn.Module):
     def forward(self) -> Distribution:
         """() → distribution with event shape ``(D,)``."""
         return _Autoregressive(self)
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """log p(z) in nats, ``(B, D)`` → ``(B,)``."""
-        return self().log_prob(z)
 
 
 class _Autoregressive(Distribution):
@@ -1187,10 +1181,11 @@ def fit(
     progress       a bar, or a function that is called with the history after each epoch
     =============  =========================================================================
 
-    ``model.compile()`` beforehand buys faster steps for some seconds of compiling. Ctrl-C returns
-    the history so far. The model is left in evaluation mode. Raises ``ValueError`` where settings
-    or data make no sense or the checkpoint is of another run, ``TypeError`` for integer data
-    without a transform, ``FloatingPointError`` for a term that is not finite.
+    ``model.compile(options={"fallback_random": True})`` beforehand may make steps faster, after
+    seconds of compiling; the option keeps the noise, so only rounding differs. Ctrl-C returns the
+    history so far. The model is left in evaluation mode. Raises ``ValueError`` where settings or
+    data make no sense or the checkpoint is of another run, ``TypeError`` for integer data without a
+    transform, ``FloatingPointError`` for a term that is not finite.
     """
     _at_least_one(epochs=epochs)
     _at_least_one(batch_size=batch_size)
@@ -1688,6 +1683,9 @@ _STYLE: Any = {
 }
 
 
+_DOTS: Any = {"marker": ".", "mew": 0, "ls": "", "rasterized": True}  # clouds, not vectors
+
+
 def new_figure(*args: Any, **options: Any) -> tuple[Figure, Any]:
     """``plt.subplots`` in the lab's style; a figure is shown only where it is handed out."""
     import matplotlib.pyplot as plt
@@ -1696,6 +1694,10 @@ def new_figure(*args: Any, **options: Any) -> tuple[Figure, Any]:
         figure, axes = plt.subplots(*args, **options)
     plt.close(figure)
     return figure, axes
+
+
+def _note(ax: Axes, text: str) -> None:
+    ax.set_title(text, loc="left", fontsize=9, color=_GREY)
 
 
 def plot_learning_curve(history: History, ax: Axes | None = None, points: bool = True) -> Axes:
@@ -1728,8 +1730,7 @@ def plot_learning_curve(history: History, ax: Axes | None = None, points: bool =
             x = epoch[:, None] + rng.uniform(-0.2, 0.2, (len(epoch), len(kept)))
             # The fewer points there are, the more each of them has to show.
             alpha = min(0.6, 600 / len(kept))
-            style: dict[str, Any] = {"marker": ".", "ms": 1.6, "mew": 0, "ls": "", "alpha": alpha}
-            ax.plot(x.ravel(), cloud[:, kept].ravel(), color=color, rasterized=True, **style)
+            ax.plot(x.ravel(), cloud[:, kept].ravel(), color=color, ms=1.6, alpha=alpha, **_DOTS)
         # Both halos lie below both lines: neither line may erase the other.
         ax.plot(epoch, mean, color="white", lw=4.5, zorder=2)
         ax.plot(epoch, mean, color=color, lw=2, zorder=3, label=name)
@@ -1772,27 +1773,18 @@ def _note_cloud(ax: Axes, history: History) -> None:
     train, test = (min(_CLOUD, cloud.shape[1]) for cloud in clouds)
     beyond = sum(int(((cloud < low) | (cloud > high)).sum()) for cloud in clouds)
     share = 100 * beyond / sum(cloud.size for cloud in clouds)
-    ax.set_title(
+    _note(
+        ax,
         f"a dot is an image · shown: {train:,} of {history.train_points:,} train and "
         f"{test:,} of {history.test_points:,} test; {share:.2g} % lie beyond",
-        loc="left",
-        fontsize=9,
-        color=_GREY,
     )
 
 
 def _mark_convergence(ax: Axes, found: Convergence, mean: np.ndarray, halo: list[Any]) -> None:
     first, last = found.first_epoch, found.last_epoch
     ax.axvspan(first, last, color="#000000", alpha=0.05, lw=0, zorder=0)
-    ax.plot(
-        found.best_epoch,
-        mean[found.best_epoch],
-        "o",
-        color="white",
-        mec=TEST_COLOR,
-        mew=2,
-        zorder=4,
-    )
+    best = found.best_epoch
+    ax.plot(best, mean[best], "o", color="white", mec=TEST_COLOR, mew=2, zorder=4)
     ax.annotate(
         f"{found.verdict}\nlast quarter: {_nats(-found.improvement)} ± "
         f"{found.improvement_se:.2f} nats per epoch",
@@ -1835,15 +1827,7 @@ def plot_latents(z: Tensor, labels: Tensor, ax: Axes | None = None) -> Axes:
     halo = [patheffects.withStroke(linewidth=3.5, foreground="white")]
     for label in labels.unique().tolist():
         points = z[labels == label].cpu()
-        style: dict[str, Any] = {
-            "marker": ".",
-            "ms": 3,
-            "mew": 0,
-            "ls": "",
-            "alpha": 0.35,
-            "rasterized": True,
-        }
-        ax.plot(*points.T, color=colors(label % 10), **style)
+        ax.plot(*points.T, color=colors(label % 10), ms=3, alpha=0.35, **_DOTS)
         x, y = points.median(0).values.tolist()
         ax.text(x, y, str(label), fontsize=15, fontweight="bold", color=colors(label % 10),
                 ha="center", va="center", path_effects=halo)  # fmt: skip
@@ -1858,13 +1842,8 @@ def plot_units(units: LatentUnits, ax: Axes | None = None) -> Axes:
     colors = [TRAIN_COLOR if active else "#BBBBBB" for active in units.active[order].tolist()]
     ax.bar(np.arange(1, len(order) + 1), units.kl[order].tolist(), color=colors)
     ax.set(xlabel="latent dimension, sorted", ylabel="KL (nats per image)")
-    ax.set_title(
-        f"{int(units.active.sum())} of {len(order)} units are active, "
-        f"{float(units.kl.sum()):.1f} nats in all",
-        loc="left",
-        fontsize=10,
-        color=_GREY,
-    )
+    told = f"{int(units.active.sum())} of {len(order)} units are active"
+    _note(ax, f"{told}, {float(units.kl.sum()):.1f} nats in all")
     return ax
 
 

@@ -1,7 +1,7 @@
 """What training_speed.py runs in processes of its own: ``python _workers.py TASK SETTINGS``.
 
-A contestant trains as its library has it, and hands over after each epoch to ``Turns``, which
-reports, then waits for the word to go on: so the epochs of all contestants alternate on an
+A contestant trains as its library has it, and hands over after each turn, mostly an epoch, to
+``Turns``, which reports, then waits for the word to go on: so all contestants alternate on an
 otherwise idle machine. The other tasks are single measurements that want a fresh process.
 """
 
@@ -93,7 +93,7 @@ View = Callable[[Tensor], tuple[Tensor, Tensor]]  # x → mean and standard devi
 
 
 class Turns:
-    """One epoch per line of standard input, one line of JSON on standard output per epoch."""
+    """One turn per line of standard input, one line of JSON on standard output per turn."""
 
     def __init__(self, device: str, test: Tensor, reply: Any) -> None:
         generator = torch.Generator().manual_seed(1)
@@ -113,7 +113,8 @@ class Turns:
         """Stop the clock, evaluate outside of it, report, and wait for the next turn."""
         synchronize(self.device)
         seconds = time.perf_counter() - self.clock
-        self._tell({"seconds": seconds, "elbo": self._negative_elbo()})
+        memory = peak_memory() - TORCH_MEMORY
+        self._tell({"seconds": seconds, "elbo": self._negative_elbo(), "memory": memory})
 
     def _tell(self, message: dict[str, Any]) -> None:
         print(json.dumps(message), file=self.reply, flush=True)
@@ -156,12 +157,36 @@ def ours(settings: dict[str, Any], turns: Turns) -> None:
         q = encoder(x).base_dist
         return q.loc, q.scale
 
-    if settings["compile"]:  # CUDA graphs on a GPU, where launching costs more than computing
-        model.compile(mode="reduce-overhead" if settings["device"] == "cuda" else None)
+    if settings["compile"]:
+        # CUDA graphs where launching costs more than computing.
+        options = {"fallback_random": True, "triton.cudagraphs": settings["device"] == "cuda"}
+        model.compile(options=options)
     turns.start(_in_float32(model, view), _in_float32(model, lambda z: model.decoder.net(z)))
     lab.fit(
         model, train, test[:2], epochs=settings["epochs"], batch_size=settings["batch"],
         lr=LEARNING_RATE, schedule="constant", transform=lab.binarize, progress=turns.done,
+        precision=settings["precision"], device=settings["device"],
+    )  # fmt: skip
+
+
+def growth(settings: dict[str, Any], turns: Turns) -> None:
+    """``fit`` on N images, which hands over after ``turn`` images, the same number for every N."""
+    train, test = images(settings["points"])
+    seen = 0
+
+    def transform(raw: Tensor) -> Tensor:
+        nonlocal seen
+        if seen >= settings["turn"]:
+            turns.done()
+            seen = 0
+        seen += len(raw)
+        return lab.binarize(raw)
+
+    turns.start(None, None)
+    lab.fit(
+        lab_model(settings["hidden"]), train, test[: settings["test"]],
+        epochs=settings["epochs"], batch_size=settings["batch"], lr=LEARNING_RATE,
+        schedule="constant", transform=transform, progress=False,
         precision=settings["precision"], device=settings["device"],
     )  # fmt: skip
 
@@ -369,7 +394,6 @@ def scaling(settings: dict[str, Any]) -> dict[str, Any]:
     return {
         "seconds": history.seconds.tolist(),
         "memory": peak_memory() - TORCH_MEMORY,
-        "data": train.nbytes / 1e6,
         "torch import": TORCH_SECONDS,
         "lab import": LAB_SECONDS,
     }
@@ -492,6 +516,8 @@ def main() -> None:
     task: Callable[..., Any] = globals()[name]
     if name in ("ours", "textbook", "pythae", "pyro", "floor"):
         task(settings, Turns(settings["device"], images(1)[1], reply))
+    elif name == "growth":  # evaluates nothing, and measures its memory
+        task(settings, Turns(settings["device"], torch.empty(0, 784), reply))
     else:
         print(json.dumps(task(settings)), file=reply, flush=True)
 

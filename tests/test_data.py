@@ -439,8 +439,37 @@ def test_dequantize_adds_uniform_noise_within_every_level():
     assert (u.min() >= 0, u.max() <= 1) == (True, True)  # 1 itself by rounding to float32
     assert within(u, 0.5)
     assert within((u - 0.5) ** 2, 1 / 12)
-    # Four neighbours may come from one random word, and must not show it.
-    assert np.abs(np.corrcoef(u.view(-1, 4).T) - np.eye(4)).max() < 5 / math.sqrt(len(u) / 4)
+    # Eight neighbours may come from one random word, and must not show it.
+    assert np.abs(np.corrcoef(u.view(-1, 8).T) - np.eye(8)).max() < 5 / math.sqrt(len(u) / 8)
+
+
+def test_dequantize_draws_all_sixteen_bits_the_last_eight_once_for_a_data_point():
+    black = torch.zeros(20_000, 9, dtype=torch.uint8)
+    drawn = (lab.dequantize(black).double() * 2**24).floor()  # 2²⁴ x lies in [0, 2¹⁶)
+    whole, fraction = drawn // 256, drawn % 256
+    assert torch.equal(fraction, fraction[:, :1].expand_as(fraction))
+    for part in (whole // 16, whole % 16, fraction // 16, fraction % 16):
+        assert within((part[:, :1] == torch.arange(16)).double(), 1 / 16)
+    # Nor do bytes of neighbouring words correlate.
+    assert np.abs(np.corrcoef(whole.T) - np.eye(9)).max() < 5 / math.sqrt(len(whole))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_noise_has_its_precision_whatever_the_default_dtype(dtype):
+    white = torch.full((1000, 64), 255, dtype=torch.uint8)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        x = lab.binarize(white)
+    finally:
+        torch.set_default_dtype(before)
+    assert (x.dtype, x.min()) == (torch.float32, 1)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (5,), ()])
+def test_random_transforms_take_any_shape(shape):
+    raw = torch.zeros(shape, dtype=torch.uint8)
+    assert lab.dequantize(raw).shape == lab.binarize(raw).shape == shape
 
 
 def test_binarize_draws_ink_with_the_grey_value_as_probability():

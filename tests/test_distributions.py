@@ -167,10 +167,10 @@ def test_prior_mixture_log_prob_is_that_of_a_weighted_sum_of_normals(dim, compon
     assert np.allclose(prior.log_prob(torch.from_numpy(z)).detach(), expected, rtol=1e-12)
 
 
-def categorical(event=(2, 3), components=3, levels=5):
-    """A ``DecoderCategorical``, its probabilities ``(B, *event, levels)`` by NumPy, and z."""
+def categorical(event=(2, 3), components=3):
+    """A ``DecoderCategorical``, its probabilities ``(B, *event, 256)`` by NumPy, and z."""
     rng, logits, z = case((components * event[0], *event[1:]))
-    decoder = lab.DecoderCategorical(Fixed(logits), components, levels).double()
+    decoder = lab.DecoderCategorical(Fixed(logits), components).double()
     nn.init.normal_(decoder.histograms, std=0.1)
     weights = np.moveaxis(logits.reshape(4, components, *event), 1, -1)
     histograms = lab._GAIN * decoder.histograms.detach().numpy()
@@ -182,16 +182,18 @@ def categorical(event=(2, 3), components=3, levels=5):
 @pytest.mark.parametrize("event", EVENTS[1:])
 def test_decoder_categorical_log_prob_is_that_of_a_mixture_of_histograms(event):
     decoder, p, z, rng = categorical(event)
-    level = rng.integers(5, size=(4, *event))
+    level = rng.integers(256, size=(4, *event))
     expected = summed(np.log(np.take_along_axis(p, level[..., None], -1)))
-    assert np.allclose(log_prob_of(decoder, level / 4, z), expected, rtol=1e-12)
-    assert np.allclose(decoder(z).mean.detach(), p @ (np.arange(5) / 4), rtol=1e-12)
+    assert np.allclose(log_prob_of(decoder, level / 255, z), expected, rtol=1e-12)
+    assert np.allclose(decoder(z).mean.detach(), p @ (np.arange(256) / 255), rtol=1e-12)
 
 
 def test_decoder_categorical_draws_each_level_as_often_as_its_probability_says():
     decoder, p, z, _ = categorical()
-    drawn = decoder(z).sample((20_000,)) * 4
-    assert within((drawn[..., None] == torch.arange(5)).double(), p)
+    level = (decoder(z).sample((5_000,)) * 255).round()
+    # Sixteen bins of sixteen levels: of a single level too few are drawn.
+    drawn = (level // 16)[..., None] == torch.arange(16)
+    assert within(drawn.double(), p.reshape(*p.shape[:-1], 16, 16).sum(-1))
 
 
 @pytest.mark.parametrize("components", [1, 2, 3, 4, 8])

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import shutil
 import time
 import tracemalloc
 
@@ -250,10 +251,11 @@ def test_training_and_evaluation_leave_the_global_generators_alone():
 
 
 @pytest.mark.parametrize(
-    ("decoder", "transform"),
-    [(lab.DecoderGaussian, lab.dequantize), (lab.DecoderBernoulli, lab.binarize)],
+    ("decoder", "transform", "nats"),
+    # The density falls by hundreds of nats in these epochs, and steeply.
+    [(lab.DecoderGaussian, lab.dequantize, 1.0), (lab.DecoderBernoulli, lab.binarize, 0.1)],
 )
-def test_the_bfloat16_curve_is_that_of_float32(decoder, transform):
+def test_the_bfloat16_curve_is_that_of_float32(decoder, transform, nats):
     digits = lab.load_images("digits")
     vae = tiny_vae((1, 8, 8), decoder=decoder)
     single, half = (
@@ -267,10 +269,10 @@ def test_the_bfloat16_curve_is_that_of_float32(decoder, transform):
         )
         for precision in ("float32", "bfloat16")
     )
-    fall = single.test_mean[0] - single.test_mean[-1]
     assert not np.array_equal(single.train, half.train)  # it really is another precision
-    assert np.abs(single.train_mean - half.train_mean).max() < 0.01 * fall
-    assert np.abs(single.test_mean - half.test_mean).max() < 0.01 * fall
+    assert single.test_mean[0] - single.test_mean[-1] > 10 * nats
+    assert np.abs(single.train_mean - half.train_mean).max() < nats
+    assert np.abs(single.test_mean - half.test_mean).max() < nats
 
 
 @pytest.mark.parametrize("precision", ["auto", "float32", "bfloat16"])
@@ -438,6 +440,17 @@ def test_a_compiled_model_is_one_graph_and_trains_on_the_same_curve(compiled, de
     plain = run(tiny_vae(decoder=decoder), data, epochs=2)
     assert np.allclose(run(model(decoder), data, epochs=2).train, plain.train, rtol=1e-4)
     assert len(graphs) == 2  # with gradients and without
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile wants a C++ compiler")
+def test_compiled_with_the_option_of_fit_the_model_meets_the_same_noise(request):
+    request.addfinalizer(torch.compiler.reset)
+    vae = tiny_vae(decoder=lab.DecoderBernoulli)
+    twin = copy.deepcopy(vae)
+    twin.compile(options={"fallback_random": True})
+    data = (points() > 0).float()
+    plain, compiled = (run(model, data, epochs=2) for model in (vae, twin))
+    assert np.allclose(compiled.train, plain.train, rtol=1e-4)
 
 
 def test_a_compiled_model_refuses_data_with_the_same_words(compiled):
