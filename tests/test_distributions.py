@@ -369,6 +369,13 @@ def test_data_outside_the_support_are_refused_with_the_remedy(decoder, x, remedy
         decoder(nn.Identity()).log_prob(data, torch.zeros(4, 3))
 
 
+def test_values_outside_the_support_are_refused_also_where_x_minus_its_square_sums_to_0():
+    data = torch.tensor([[0.5, 0.5, 0.5, -0.5]])
+    assert (data - data**2).sum() == 0
+    with pytest.raises(ValueError, match="binarize"):
+        lab.DecoderBernoulli(nn.Identity()).log_prob(data, torch.zeros(1, 4))
+
+
 @pytest.mark.parametrize(
     ("x", "out"), [((4, 3), (4, 5)), ((4, 3), (4, 3, 1)), ((4, 1, 4, 4), (4, 16)), ((4, 3), (2, 3))]
 )
