@@ -5,8 +5,10 @@ NOTEBOOK := vae_lab.ipynb
 # Bars and times of execution do not belong into a stored notebook.
 EXECUTE := TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute \
 	--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.timeout=1800
+NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=1800 $(NOTEBOOK)
+OLDEST := build/oldest-$(notdir $(PYTHON))
 
-.PHONY: report test test-oldest lint lab publish bench
+.PHONY: report test test-oldest test-device test-pip lint lab publish bench
 
 report: .venv/installed
 	$(EXECUTE) $(NOTEBOOK) --output-dir build --output $(NOTEBOOK)
@@ -14,11 +16,20 @@ report: .venv/installed
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest
-	TQDM_DISABLE=1 $(BIN)/python -m pytest --nbval-lax --nbval-current-env \
-		--nbval-cell-timeout=1800 $(NOTEBOOK)
+	TQDM_DISABLE=1 $(BIN)/python -m pytest $(NBVAL)
 
-test-oldest:
-	$(PYTHON) tools/test_oldest.py
+# The lowest versions that requirements.txt admits, with Python 3.10 or 3.11, for which they exist.
+test-oldest: $(OLDEST)/installed
+	$(OLDEST)/bin/python -m pytest
+	VAE_LAB_DATASET=digits TQDM_DISABLE=1 $(OLDEST)/bin/python -m pytest $(NBVAL)
+
+# A second device with real numbers: XLA on the CPU. PyTorch and torch_xla must be of one version.
+test-device: build/device-env/installed
+	PJRT_DEVICE=CPU build/device-env/bin/python -m pytest tests/device
+
+# pip install, into an environment that has only what the lab needs.
+test-pip: .venv/installed-dev
+	$(BIN)/python -m pytest -m pip
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check
@@ -47,4 +58,18 @@ bench: .venv/installed
 
 .venv/installed-dev: requirements-dev.txt .venv/installed
 	$(BIN)/python -m pip install --quiet --requirement $<
+	touch $@
+
+# The tests take warnings as errors: pyparsing 3.3 deprecates what matplotlib 3.9 calls.
+$(OLDEST)/installed: requirements-dev.txt requirements.txt
+	$(PYTHON) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet uv
+	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python \
+		--resolution lowest-direct --requirement $< "pyparsing>=3.1,<3.3"
+	touch $@
+
+build/device-env/installed:
+	$(PYTHON) -m venv build/device-env
+	build/device-env/bin/python -m pip install --quiet "torch==2.9.*" "torch_xla==2.9.*" \
+		"torchvision==0.24.*" numpy scikit-learn scipy matplotlib tqdm pytest
 	touch $@

@@ -5,7 +5,8 @@
 
 The folder --out receives checkpoint.pt after every epoch and, at the end, history.npz,
 learning_curve.png, learning_curve.svg and results.json. The same command continues from the
-checkpoint, also with another number of processes.
+checkpoint, also with another number of processes. Options may stand in a file, one word a line,
+that is named by @FILE.
 
 Exit codes: 0 finished; 130 interrupted (the checkpoint holds the finished epochs); 1 anything else,
 with a line on stderr that says what.
@@ -22,7 +23,6 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -31,15 +31,19 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+import vae_data as data
+import vae_figures as figures
 import vae_helpers as lab
+import vae_networks as networks
+from vae_batches import Transform
 
 HISTOGRAMS = 4  # that the pixels share in a categorical decoder
 # Each decoder with the transform that makes its likelihood an honest one.
-DECODERS: dict[str, tuple[Callable[..., lab.Conditional], lab.Transform]] = {
-    "bernoulli": (lab.DecoderBernoulli, lab.binarize),
-    "gaussian": (lab.DecoderGaussian, lab.dequantize),
-    "continuous-bernoulli": (lab.DecoderContinuousBernoulli, lab.scale),
-    "categorical": (partial(lab.DecoderCategorical, components=HISTOGRAMS), lab.scale),
+DECODERS: dict[str, tuple[Callable[..., lab.Conditional], Transform]] = {
+    "bernoulli": (lab.DecoderBernoulli, data.binarize),
+    "gaussian": (lab.DecoderGaussian, data.dequantize),
+    "continuous-bernoulli": (lab.DecoderContinuousBernoulli, data.scale),
+    "categorical": (partial(lab.DecoderCategorical, components=HISTOGRAMS), data.scale),
 }
 DENSITIES = ("gaussian", "continuous-bernoulli")  # not to be compared with probabilities
 PRIORS: dict[str, Callable[[argparse.Namespace], torch.nn.Module]] = {
@@ -47,7 +51,10 @@ PRIORS: dict[str, Callable[[argparse.Namespace], torch.nn.Module]] = {
     "mixture": lambda args: lab.PriorMixture(args.latents, args.components),
     "autoregressive": lambda args: lab.PriorAutoregressive(args.latents),
 }
-NOT_SETTINGS = ("out", "root", "settings", "save_settings")  # where, not what
+USERS_ERRORS = (
+    OSError, TypeError, ValueError, FloatingPointError, torch.cuda.OutOfMemoryError,
+)  # fmt: skip
+NOT_SETTINGS = ("out", "root")  # where, not what
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -76,18 +83,17 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Arguments from a settings file, if there is one, overridden by those of the command line."""
+    """The options, from the command line and from the files named there by @."""
     some, many = at_least(0), at_least(1)
     parser = Parser(
         prog="train.py",
         description=__doc__,
         formatter_class=Help,
         allow_abbrev=False,
+        fromfile_prefix_chars="@",
     )
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder of this run; made where there is none")
-    add("--settings", type=Path, help="JSON file of settings; the command line wins")
-    add("--save-settings", type=Path, help="write this run's settings to a JSON file, and train")
 
     names = ["mnist", "fashion-mnist", "digits", "auto"]
     add("--dataset", default="mnist", choices=names, help="images to learn")
@@ -112,27 +118,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--precision", default="auto", choices=["auto", "float32", "bfloat16"], help="of networks")
     add("--device", choices=["cpu", "cuda", "mps"], help="if not the fastest there is")
     add("--seed", default=0, type=some, help="of weights, order and noise")
-    add("--cloud", type=many, help="points per split that the history keeps, if not all")
+    add(
+        "--kl-warmup",
+        default=0,
+        type=some,
+        help="epochs in which the KL term comes in",
+    )
+    add("--keep-points", type=many, help="points per split that the history keeps, if not all")
     add("--samples", default=0, type=some, help="samples of z per test image to estimate log p(x)")
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    first = Parser(prog="train.py", add_help=False, allow_abbrev=False)
-    first.add_argument("--settings", type=Path)
-    if path := first.parse_known_args(arguments)[0].settings:
-        try:
-            arguments = [*from_settings(path), *arguments]
-        except (OSError, ValueError) as error:
-            parser.error(f"--settings {path}: {error}")
-    return parser.parse_args(arguments)
-
-
-def from_settings(path: Path) -> list[str]:
-    """A settings file as arguments, which are then checked like those typed by hand."""
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(settings, dict):
-        raise ValueError('expected {"option": value, ...}')
-    given = {name: value for name, value in settings.items() if value is not None}
-    lists = {name: value if isinstance(value, list) else [value] for name, value in given.items()}
-    return [text for name, values in lists.items() for text in (f"--{name}", *map(str, values))]
+    return parser.parse_args(argv)
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -145,11 +139,11 @@ def build(args: argparse.Namespace, shape: tuple[int, ...]) -> lab.VAE:
     torch.manual_seed(args.seed)
     out = (HISTOGRAMS * shape[0], *shape[1:]) if args.decoder == "categorical" else shape
     if args.network == "conv":
-        encoder_net = lab.conv_encoder(shape, 2 * args.latents)
-        decoder_net = lab.conv_decoder(args.latents, out)
+        encoder_net = networks.conv_encoder(shape, 2 * args.latents)
+        decoder_net = networks.conv_decoder(args.latents, out)
     else:
-        encoder_net = lab.mlp(shape, args.hidden, 2 * args.latents)
-        decoder_net = lab.mlp(args.latents, args.hidden[::-1], out)
+        encoder_net = networks.mlp(shape, args.hidden, 2 * args.latents)
+        decoder_net = networks.mlp(args.latents, args.hidden[::-1], out)
     return lab.VAE(
         lab.EncoderGaussian(encoder_net),
         DECODERS[args.decoder][0](decoder_net),
@@ -183,10 +177,9 @@ def processes(device: str | None) -> Iterator[tuple[int, str | None]]:
 
 
 def results(
-    args: argparse.Namespace, images: lab.Images, model: lab.VAE, history: lab.History
+    args: argparse.Namespace, images: data.Images, model: lab.VAE, history: lab.History
 ) -> dict[str, Any]:
     """All that there is to say about a finished run, for ``results.json``."""
-    found = history.convergence() if len(history) >= 4 else None
     device = next(model.parameters()).device
     told: dict[str, Any] = {
         "dataset": images.name,
@@ -196,7 +189,7 @@ def results(
         "likelihood": "density" if args.decoder in DENSITIES else "probability",
         "train_negative_elbo": {"mean": history.train_mean[-1], "se": history.train_se[-1]},
         "test_negative_elbo": {"mean": history.test_mean[-1], "se": history.test_se[-1]},
-        "convergence": found and {"verdict": found.verdict, **asdict(found)},
+        "bounded_steps": int(history.bounded.sum()),
         "epochs": len(history),
         "seconds": history.seconds.sum(),
         "settings": settings_of(args),
@@ -220,13 +213,10 @@ def results(
 def train(args: argparse.Namespace) -> int:
     """Do what the arguments say, and return the exit code."""
     with processes(args.device) as (rank, device):
-        images = lab.load_images(args.dataset, args.root)
+        images = data.load_images(args.dataset, args.root)
         model = build(args, tuple(images.train.images.shape[1:]))
         if rank == 0:
             args.out.mkdir(parents=True, exist_ok=True)
-            if args.save_settings:
-                text = json.dumps(settings_of(args), indent=2)
-                args.save_settings.write_text(text + "\n", encoding="utf-8")
         print(images, flush=True)
 
         def line(history: lab.History) -> None:
@@ -241,7 +231,7 @@ def train(args: argparse.Namespace) -> int:
             model, images.train, images.test,
             epochs=args.epochs, batch_size=args.batch_size, lr=args.lr, schedule=args.schedule,
             transform=DECODERS[args.decoder][1], precision=args.precision, seed=args.seed,
-            device=device, cloud=args.cloud,
+            device=device, keep_points=args.keep_points, kl_warmup=args.kl_warmup,
             checkpoint=args.out / "checkpoint.pt",
             progress=True if sys.stdout.isatty() else line,
         )  # fmt: skip
@@ -249,8 +239,8 @@ def train(args: argparse.Namespace) -> int:
             raise KeyboardInterrupt
         if rank == 0:
             history.save(args.out / "history.npz")
-            figure = lab.plot_learning_curve(history).figure
-            lab.save_figure(figure, "learning_curve", "The learning curve.", args.out)
+            curve = figures.plot_learning_curve(history, images.test.images)
+            figures.save_figure(curve, "learning_curve", args.out)
             told = results(args, images, model, history)
             text = json.dumps(told, indent=2, allow_nan=False)
             (args.out / "results.json").write_text(text + "\n", encoding="utf-8")
@@ -266,12 +256,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("train.py: interrupted; the same command continues", file=sys.stderr)
         return 130
-    except (OSError, ValueError, FloatingPointError, torch.cuda.OutOfMemoryError) as error:
+    except (
+        OSError,
+        TypeError,
+        ValueError,
+        FloatingPointError,
+        torch.cuda.OutOfMemoryError,
+    ) as error:
         print(f"train.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
 
 
 if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):  # a terminal or log that cannot show a sign shows "?"
-        stream.reconfigure(errors="replace")
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     raise SystemExit(main())

@@ -39,6 +39,7 @@ def peak_memory() -> float:
 TORCH_MEMORY = peak_memory()
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 _start = time.perf_counter()
+import vae_data as data  # noqa: E402
 import vae_helpers as lab  # noqa: E402
 
 LAB_SECONDS = time.perf_counter() - _start
@@ -53,8 +54,8 @@ LATENTS, LEARNING_RATE = 20, 1e-3
 
 def images(points: int | None = None) -> tuple[Tensor, Tensor]:
     """MNIST as flat uint8 tensors, the training set cut or repeated to ``points``."""
-    data = lab.load_images("mnist")
-    train, test = data.train.images.flatten(1), data.test.images.flatten(1)
+    mnist = data.load_images("mnist")
+    train, test = mnist.train.images.flatten(1), mnist.test.images.flatten(1)
     if points and points <= len(train):
         return train[:points].clone(), test
     if points:
@@ -164,7 +165,7 @@ def ours(settings: dict[str, Any], turns: Turns) -> None:
     turns.start(_in_float32(model, view), _in_float32(model, lambda z: model.decoder.net(z)))
     lab.fit(
         model, train, test[:2], epochs=settings["epochs"], batch_size=settings["batch"],
-        lr=LEARNING_RATE, schedule="constant", transform=lab.binarize, progress=turns.done,
+        lr=LEARNING_RATE, schedule="constant", transform=data.binarize, progress=turns.done,
         precision=settings["precision"], device=settings["device"],
     )  # fmt: skip
 
@@ -180,7 +181,7 @@ def growth(settings: dict[str, Any], turns: Turns) -> None:
             turns.done()
             seen = 0
         seen += len(raw)
-        return lab.binarize(raw)
+        return data.binarize(raw)
 
     turns.start(None, None)
     lab.fit(
@@ -195,15 +196,8 @@ def _in_float32(model: nn.Module, function: Callable[..., Any]) -> Callable[...,
     """The function with the networks in full precision, as in every other contestant's view."""
 
     def call(argument: Tensor) -> Any:
-        parts = [m for m in model.modules() if isinstance(m, lab.Conditional)]
-        before = [part.precision for part in parts]
-        try:
-            for part in parts:
-                part.precision = None
+        with lab.networks_in(model, "float32"):
             return function(argument)
-        finally:
-            for part, precision in zip(parts, before, strict=True):
-                part.precision = precision
 
     return call
 
@@ -388,7 +382,7 @@ def scaling(settings: dict[str, Any]) -> dict[str, Any]:
     history = lab.fit(
         lab_model(settings["hidden"]), train, test[: settings["test"]],
         epochs=settings["epochs"], batch_size=settings["batch"], lr=LEARNING_RATE,
-        schedule="constant", transform=lab.binarize, progress=False,
+        schedule="constant", transform=data.binarize, progress=False,
         precision=settings["precision"], device=settings["device"],
     )  # fmt: skip
     return {
@@ -414,7 +408,7 @@ def overhead(settings: dict[str, Any]) -> dict[str, Any]:
 
     def transform(raw: Tensor) -> Tensor:
         marks.append(("transform", time.perf_counter()))
-        return lab.binarize(raw)
+        return data.binarize(raw)
 
     def fit(transform: Callable[[Tensor], Tensor]) -> float:
         history = lab.fit(
@@ -439,23 +433,20 @@ def overhead(settings: dict[str, Any]) -> dict[str, Any]:
     model = lab_model().to(device)
     optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=device != "mps")
     ready = list(train.to(device)[torch.randperm(len(train))].split(batch))
-    parts = [m for m in model.modules() if isinstance(m, lab.Conditional)]
-    dtype = torch.bfloat16 if settings["precision"] == "bfloat16" else None
 
     def bare() -> float:
-        for part in parts:
-            part.precision = dtype
         synchronize(device)
         start = time.perf_counter()
-        for raw in ready:
-            elbo = model(lab.binarize(raw))
-            optimizer.zero_grad()
-            (-elbo.value.mean()).backward()
-            optimizer.step()
+        with lab.networks_in(model, settings["precision"]):
+            for raw in ready:
+                elbo = model(data.binarize(raw))
+                optimizer.zero_grad()
+                (-elbo.value.mean()).backward()
+                optimizer.step()
         synchronize(device)
         return time.perf_counter() - start
 
-    pairs = [(fit(lab.binarize), bare()) for _ in range(settings["repeats"])]
+    pairs = [(fit(data.binarize), bare()) for _ in range(settings["repeats"])]
     return {"gaps": statistics.median(shares), "fit and bare loop": pairs}
 
 
@@ -466,7 +457,7 @@ def evaluation(settings: dict[str, Any]) -> dict[str, Any]:
     def once() -> float:
         start = time.perf_counter()
         lab.evaluate(
-            model, test, transform=lab.binarize, precision=settings["precision"],
+            model, test, transform=data.binarize, precision=settings["precision"],
             device=settings["device"],
         )  # fmt: skip
         return time.perf_counter() - start
@@ -484,7 +475,7 @@ def log_marginal(settings: dict[str, Any]) -> dict[str, Any]:
         lab.DecoderBernoulli(lab.mlp(64, [512, 512], 784)),
         lab.PriorGaussian(64),
     ).to(device)
-    x = lab.binarize(images()[1][:points].to(device))
+    x = data.binarize(images()[1][:points].to(device))
     weights = [torch.randn(b, a, device=device) for a, b in itertools.pairwise(widths)]
     inputs = [torch.randn(4096, a, device=device) for a in widths[:-1]]
     outputs = [torch.empty(4096, b, device=device) for b in widths[1:]]

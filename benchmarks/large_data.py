@@ -19,6 +19,7 @@ from torch.utils.data import Dataset, Subset
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import vae_data
 import vae_helpers as lab
 
 PIXELS, EPOCH, ROUNDS = 784, 100_000, 5
@@ -58,8 +59,9 @@ def seconds(data: Dataset | torch.Tensor) -> float:
         lab.PriorGaussian(20),
     )
     test = torch.zeros(10, PIXELS, dtype=torch.uint8)
-    settings = {"cloud": 1000, "progress": False, "device": "cpu", "transform": lab.binarize}
-    return lab.fit(model, data, test, epochs=1, **settings).seconds[0]
+    settings = {"keep_points": 1000, "progress": False, "device": "cpu"}
+    history = lab.fit(model, data, test, epochs=1, transform=vae_data.binarize, **settings)
+    return history.seconds[0]
 
 
 def main() -> None:

@@ -23,7 +23,12 @@ from _common import HERE, ROOT, machine, table
 
 sys.path.insert(0, str(ROOT))
 
+import vae_data as data
 import vae_helpers as lab
+import vae_networks as networks
+from vae_batches import Transform
+from vae_diagnostics import bits_per_dim
+from vae_runtime import network_dtype, seeded
 
 RESULTS = HERE / "likelihood.json"
 TRAINED = ROOT / "build" / "likelihood"  # an interrupted benchmark trains no model twice
@@ -37,55 +42,57 @@ class Configuration:
 
     told: str
     model: Callable[[], lab.VAE]
-    transform: lab.Transform
+    transform: Transform
     epochs: int
     minutes: int  # of training, at most
     batch_size: int = 256
     lr: float = 4e-3
-    warm_up: int = 0  # epochs in which β rises to 1
+    # Latents that are given up before the decoder can read them do not come back: at first they
+    # are cheap (Sønderby et al. 2016).
+    warm_up: int = 0  # epochs in which β rises from 0 to 1
     samples: int = 5000  # of the importance-weighted estimate
 
 
 def encoder() -> lab.EncoderGaussian:
     """784 → 512 → residual block of 512 → location and scale of 50 latents."""
-    return lab.EncoderGaussian(lab.residual_mlp(SHAPE, 512, 1, 2 * LATENTS))
+    return lab.EncoderGaussian(networks.residual_mlp(SHAPE, 512, 1, 2 * LATENTS))
 
 
 def plain() -> lab.VAE:
     """N(0, I) for a prior."""
-    net = lab.residual_mlp(LATENTS, 512, 1, SHAPE)
+    net = networks.residual_mlp(LATENTS, 512, 1, SHAPE)
     prior = lab.PriorGaussian(LATENTS)
     return lab.VAE(encoder(), lab.DecoderBernoulli(net), prior, analytic_kl=False)
 
 
 def best() -> lab.VAE:
     """The same networks, and a learned prior."""
-    net = lab.residual_mlp(LATENTS, 512, 1, SHAPE)
+    net = networks.residual_mlp(LATENTS, 512, 1, SHAPE)
     return lab.VAE(encoder(), lab.DecoderBernoulli(net), lab.PriorAutoregressive(LATENTS))
 
 
 def levels() -> lab.VAE:
     """The same again for raw grey levels."""
     components = 4
-    net = lab.residual_mlp(LATENTS, 512, 1, (components, *SHAPE[1:]))
+    net = networks.residual_mlp(LATENTS, 512, 1, (components, *SHAPE[1:]))
     decoder = lab.DecoderCategorical(net, components)
     return lab.VAE(encoder(), decoder, lab.PriorAutoregressive(LATENTS))
 
 
 CONFIGURATIONS = {
     "plain": Configuration(
-        "Gaussian prior, Bernoulli decoder", plain, lab.binarize, 54, 4, warm_up=18
+        "Gaussian prior, Bernoulli decoder", plain, data.binarize, 54, 4, warm_up=18
     ),
     "best": Configuration(
-        "autoregressive prior, Bernoulli decoder", best, lab.binarize, 64, 10, lr=3e-3, samples=500
+        "autoregressive prior, Bernoulli decoder", best, data.binarize, 64, 10, lr=3e-3, samples=500
     ),
     "levels": Configuration(
-        "autoregressive prior, categorical decoder", levels, lab.scale, 24, 10, samples=100
+        "autoregressive prior, categorical decoder", levels, data.scale, 24, 10, samples=100
     ),
 }
 
 
-def train(name: str, seed: int, images: lab.Images) -> tuple[lab.VAE, lab.History, dict[str, str]]:
+def train(name: str, seed: int, images: data.Images) -> tuple[lab.VAE, lab.History, dict[str, str]]:
     """The trained model, its history and the machine; from ``build/`` where it has been trained."""
     asked = CONFIGURATIONS[name]
     torch.manual_seed(seed)
@@ -97,13 +104,6 @@ def train(name: str, seed: int, images: lab.Images) -> tuple[lab.VAE, lab.Histor
         vae.load_state_dict(state["model"])
         return vae, lab.History.load(curve), state["machine"]
 
-    def warm_up(history: lab.History) -> None:
-        # Latents that are given up before the decoder can read them do not come back: at first
-        # they are cheap (Sønderby et al. 2016).
-        vae.beta = min(1.0, 0.2 + 0.8 * len(history) / asked.warm_up) if asked.warm_up else 1.0
-        print(history, flush=True)
-
-    warm_up(lab.History())
     history = lab.fit(
         vae,
         images.train,
@@ -113,8 +113,9 @@ def train(name: str, seed: int, images: lab.Images) -> tuple[lab.VAE, lab.Histor
         lr=asked.lr,
         transform=asked.transform,
         seed=seed,
-        cloud=len(images.test),
-        progress=warm_up,
+        kl_warmup=asked.warm_up,
+        keep_points=len(images.test),
+        progress=lambda history: print(history, flush=True),
     )
     told = machine(threads=torch.get_num_threads())
     TRAINED.mkdir(parents=True, exist_ok=True)
@@ -123,17 +124,15 @@ def train(name: str, seed: int, images: lab.Images) -> tuple[lab.VAE, lab.Histor
     return vae, history, told
 
 
-def measure(name: str, seed: int, images: lab.Images) -> dict[str, Any]:
+def measure(name: str, seed: int, images: data.Images) -> dict[str, Any]:
     """Train and evaluate one configuration with one seed."""
     asked = CONFIGURATIONS[name]
     vae, history, told = train(name, seed, images)
     device = next(vae.parameters()).device
-    # The networks compute as they did in training: their rounding is part of the model.
-    precision = lab._net_dtype("auto", device)
-    with torch.random.fork_rng(), lab._networks_in(vae, precision):
-        torch.manual_seed(0)  # the same binary test set for every model and seed
+    with seeded(0):  # the same binary test set for every model and seed
         x = asked.transform(images.test.images).to(device)
-        bound = vae.log_marginal(x, asked.samples, chunk=1000).cpu()
+        # The networks compute as they did in training: their rounding is part of the model.
+        bound = vae.log_marginal(x, asked.samples, chunk=1000, precision="auto").cpu()
     elbo = lab.evaluate(vae, x)
     return {
         "settings": settings(name),
@@ -145,9 +144,8 @@ def measure(name: str, seed: int, images: lab.Images) -> dict[str, Any]:
         "rate": float(elbo.kl.mean()),
         "log_p": float(-bound.mean()),
         "log_p_se": standard_error(bound),
-        "precision": str(precision or torch.float32).removeprefix("torch."),
+        "precision": str(network_dtype("auto", device) or torch.float32).removeprefix("torch."),
         "parameters": sum(p.numel() for p in vae.parameters()),
-        "verdict": history.convergence().verdict,
         "machine": told,
     }
 
@@ -196,7 +194,7 @@ def goals(name: str, runs: list[dict[str, Any]]) -> list[list[str]]:
 
 def bits(nats: float) -> float:
     """Bits per pixel of a probability of levels."""
-    return lab.bits_per_dim(nats, 784)
+    return bits_per_dim(nats, 784)
 
 
 def unit_of(name: str) -> tuple[str, float, int]:
@@ -222,12 +220,12 @@ def report(results: dict[str, dict[str, Any]]) -> None:
                 f"{scale * run['train']:.{digits}f}",
                 f"{scale * run['elbo']:.{digits}f} ± {scale * run['elbo_se']:.{digits}f}",
                 f"{scale * run['log_p']:.{digits}f} ± {scale * run['log_p_se']:.{digits}f}",
-                run["settings"]["samples"], run["verdict"],
+                run["settings"]["samples"],
             ]
         )  # fmt: skip
     head = [
         "configuration", "seed", "epochs", "training, s", "threads", "unit", "train −ELBO",
-        "test −ELBO", "test −log p(x)", "samples", "test curve",
+        "test −ELBO", "test −log p(x)", "samples",
     ]  # fmt: skip
     asked = ["", "measured", "at least", "aim"]
     seeds = ", ".join(f"{name}: {len(runs)}" for name, runs in done.items())
@@ -306,7 +304,7 @@ def main() -> None:
     asked = parser.parse_args()
     results = read()
     names = [asked.only] if asked.only else list(CONFIGURATIONS)
-    images = None if asked.report else lab.load_images("mnist", download=False)
+    images = None if asked.report else data.load_images("mnist", download=False)
     for seed in asked.seeds if images else []:
         for name in names:
             if f"{name}-{seed}" not in results:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import vae_helpers as lab
+import vae_data
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -56,8 +56,8 @@ def test_the_tables_of_speed_are_what_the_numbers_give(speed, monkeypatch, tmp_p
 def test_every_configuration_trains_and_its_bounds_are_in_order(likelihood, monkeypatch, name):
     kinds = torch.arange(24)
     ramps = torch.arange(784).view(1, 1, 28, 28) * kinds.view(-1, 1, 1, 1) % 256
-    split = lab.ImageSet(ramps.to(torch.uint8), kinds)
-    images = lab.Images("ramps", split, split)
+    split = vae_data.ImageSet(ramps.to(torch.uint8), kinds)
+    images = vae_data.Images("ramps", split, split)
     quick = replace(likelihood.CONFIGURATIONS[name], epochs=4, samples=200, batch_size=8)
     monkeypatch.setitem(likelihood.CONFIGURATIONS, name, quick)
     run = likelihood.measure(name, 0, images)
@@ -100,7 +100,7 @@ def test_growth_hands_over_after_as_many_images_for_every_n(speed, monkeypatch, 
             if len(self.images) == 3:
                 sys.exit()  # as at the end of a race
 
-    seen, binarize = [0], lab.binarize
+    seen, binarize = [0], vae_data.binarize
 
     def counted(raw):
         seen[0] += len(raw)
@@ -108,7 +108,7 @@ def test_growth_hands_over_after_as_many_images_for_every_n(speed, monkeypatch, 
 
     digits = torch.zeros(points, 784, dtype=torch.uint8)
     monkeypatch.setattr(_workers, "images", lambda _: (digits, digits))
-    monkeypatch.setattr(lab, "binarize", counted)
+    monkeypatch.setattr(vae_data, "binarize", counted)
     turns = Turns()
     settings = {"points": points, "turn": 320, "epochs": 20, "batch": 32, "hidden": 8, "test": 2}
     with pytest.raises(SystemExit):

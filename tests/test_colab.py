@@ -2,29 +2,31 @@
 
 import functools
 import http.server
+import io
 import json
 import os
 import re
 import subprocess
 import sys
 import threading
+import zipfile
 
 import pytest
-from conftest import ROOT
+
+from tools import ROOT
 
 NOTEBOOK = json.loads((ROOT / "vae_lab.ipynb").read_text(encoding="utf-8"))
 SOURCES = {cell["id"]: "".join(cell["source"]) for cell in NOTEBOOK["cells"]}
-(ADDRESS,) = re.findall(r'^REPOSITORY = "(.*?)"', SOURCES["find-helpers"], re.M)
-FILES = ("vae_helpers.py", "explorer.html")
+(ADDRESS,) = re.findall(r'^RELEASE = "(.*?)"', SOURCES["find-helpers"], re.M)
+FILES = {path.name: path.read_bytes() for path in [*ROOT.glob("vae_*.py"), ROOT / "explorer.html"]}
 
-# What Colab's dialog does: the chosen files appear in the working directory.
+# What Colab's dialog does: the chosen files appear in the working directory, and are returned.
 UPLOAD = """
-import pathlib
+import pathlib, shutil
 def upload():
-    for name in {names!r}:
-        text = (pathlib.Path({source!r}) / name).read_text(encoding="utf-8")
-        pathlib.Path(name).write_text(text, encoding="utf-8")
     print("UPLOADED")
+    chosen = sorted(pathlib.Path({folder!r}).iterdir())
+    return {{file.name: pathlib.Path(shutil.copy(file, ".")).read_bytes() for file in chosen}}
 """
 
 
@@ -33,36 +35,57 @@ def _no_proxy(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
+def packed(files):
+    """The archive that a repository's host makes of a tag: everything is in one folder."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as folder:
+        for name, content in files.items():
+            folder.writestr(f"lab-1.1.0/{name}", content)
+    return archive.getvalue()
+
+
 @pytest.fixture
-def published():
-    """A server with the lab at a tag; gives its address and the paths it was asked for."""
-    asked = []
+def server(tmp_path):
+    """A folder that is served, its address, and the paths that were asked for."""
+    folder, asked = tmp_path / "served", []
+    folder.mkdir()
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def do_GET(self):
             asked.append(self.path)
-            self.path = self.path.removeprefix("/owner/lab/v1.0.0")
             super().do_GET()
 
         def log_message(self, *_):
             pass
 
-    handler = functools.partial(Handler, directory=str(ROOT))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/owner/lab/v1.0.0", asked
-        server.shutdown()
+    handler = functools.partial(Handler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        yield folder, f"http://127.0.0.1:{serving.server_port}", asked
+        serving.shutdown()
+
+
+@pytest.fixture
+def published(server):
+    """The address of the lab's archive at a tag, and the paths that were asked for."""
+    folder, address, asked = server
+    others = {"README.md": b"The lab", "tests/test_data.py": b"", "figures/explorer.svg": b""}
+    (folder / "v1.1.0.zip").write_bytes(packed(FILES | others))
+    return f"{address}/v1.1.0.zip", asked
 
 
 @pytest.fixture
 def colab(tmp_path):
-    """The folder of a stand-in for ``google.colab``, to be put on the path."""
-    package = tmp_path / "site" / "google" / "colab"
+    """The folder of a stand-in for ``google.colab``, to be put on the path, and that of the files
+    that its user chooses; as in Colab, the package has been imported before the first cell."""
+    package, chosen = tmp_path / "site" / "google" / "colab", tmp_path / "chosen"
     package.mkdir(parents=True)
+    chosen.mkdir()
     for folder in (package, package.parent):
         (folder / "__init__.py").touch()
-    (package / "files.py").write_text(UPLOAD.format(names=FILES, source=str(ROOT)))
-    return tmp_path / "site"
+    (package / "files.py").write_text(UPLOAD.format(folder=str(chosen)))
+    (tmp_path / "site" / "sitecustomize.py").write_text("import google.colab")
+    return tmp_path / "site", chosen
 
 
 @pytest.fixture
@@ -75,66 +98,126 @@ def first_cell(folder, address, path=""):
     """Run the cell that looks for the files, with the lab published at an address."""
     source = SOURCES["find-helpers"].replace(ADDRESS, address)
     return subprocess.run(
-        [sys.executable, "-c", source], cwd=folder, env=os.environ | {"PYTHONPATH": str(path)},
-        capture_output=True, text=True, timeout=60, check=False,
+        [sys.executable, "-W", "error", "-c", source], cwd=folder, timeout=60, check=False,
+        env=os.environ | {"PYTHONPATH": str(path)}, capture_output=True, text=True,
     )  # fmt: skip
 
 
-def assert_complete(folder):
-    for name in FILES:
-        assert (folder / name).read_bytes() == (ROOT / name).read_bytes()
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-def test_files_that_are_missing_are_fetched(empty, published):
+def test_all_files_of_the_tag_are_fetched_in_one_go_and_nothing_else(empty, published):
     address, asked = published
     done = first_cell(empty, address)
     assert done.returncode == 0, done.stderr
-    assert_complete(empty)
-    assert asked == [f"/owner/lab/v1.0.0/{name}" for name in FILES]
+    assert contents(empty) == FILES
+    assert asked == ["/v1.1.0.zip"]
 
 
-def test_files_that_are_there_are_left_alone(empty, published):
+def test_one_of_them_missing_is_enough_and_those_that_are_there_are_left_alone(empty, published):
     address, asked = published
-    (empty / "vae_helpers.py").write_text("mine = 1\n")
+    mine = {"vae_data.py": b"mine = 1\n", "vae_convergence.py": b"mine = 2\n"}
+    for name, content in mine.items():
+        (empty / name).write_bytes(content)
     assert first_cell(empty, address).returncode == 0
-    assert (empty / "vae_helpers.py").read_text() == "mine = 1\n"
-    assert asked == ["/owner/lab/v1.0.0/explorer.html"]
+    assert contents(empty) == FILES | mine
+    assert len(asked) == 1
 
 
-def test_where_nothing_is_published_colab_asks_for_an_upload(empty, published, colab):
-    address, _ = published
-    done = first_cell(empty, f"{address}/nowhere", colab)
+@pytest.mark.parametrize("installed", [False, True])
+def test_where_the_lab_is_nothing_is_fetched(empty, published, tmp_path, installed):
+    """Beside the notebook, or where pip put it."""
+    address, asked = published
+    folder = tmp_path / "site-packages" if installed else empty
+    folder.mkdir(exist_ok=True)
+    for name, content in FILES.items():
+        (folder / name).write_bytes(content)
+    done = first_cell(empty, address, folder)
     assert done.returncode == 0, done.stderr
-    assert "Please upload vae_helpers.py and explorer.html" in done.stdout
-    assert "UPLOADED" in done.stdout
-    assert_complete(empty)
+    assert not asked
+    assert set(contents(empty)) == (set() if installed else set(FILES))
+
+
+def test_the_modules_that_the_cell_looks_for_need_all_others():
+    (looked_for,) = re.findall(r"for room in (\(.*?\))", SOURCES["find-helpers"])
+    code = (
+        "import importlib, sys\n"
+        f"for room in {looked_for}: importlib.import_module('vae_' + room)\n"
+        "print(*(name for name in sys.modules if name.startswith('vae_')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                          check=True)  # fmt: skip
+    assert {f"{name}.py" for name in done.stdout.split()} == FILES.keys() - {"explorer.html"}
+
+
+@pytest.mark.parametrize("kind", ["archive", "files"])
+def test_where_nothing_is_published_colab_asks_for_an_upload_once(empty, server, colab, kind):
+    site, chosen = colab
+    files = FILES if kind == "files" else {"v1.1.0.zip": packed(FILES)}
+    for name, content in files.items():
+        (chosen / name).write_bytes(content)
+    address = f"{server[1]}/nowhere.zip"
+    done = first_cell(empty, address, site)
+    assert done.returncode == 0, done.stderr
+    assert f"Please upload {address}, or its vae_*.py and explorer.html" in done.stdout
+    assert done.stdout.count("UPLOADED") == 1
+    assert contents(empty) == FILES | files
 
 
 def test_elsewhere_the_error_says_what_to_do(empty):
-    done = first_cell(empty, "http://127.0.0.1:9/lab")  # nobody listens at "discard"
+    address = "http://127.0.0.1:9/lab.zip"  # nobody listens at "discard"
+    done = first_cell(empty, address)
     assert done.returncode != 0
-    assert "put vae_helpers.py and explorer.html beside this notebook" in done.stderr
-    assert "http://127.0.0.1:9/lab gave:" in done.stderr
-    assert list(empty.iterdir()) == []
+    assert f"unpack {address} and open its notebook" in done.stderr
+    assert "refused" in done.stderr  # and why it could not do so itself
+    assert not contents(empty)
+
+
+class Breaks(http.server.BaseHTTPRequestHandler):
+    """Announces more than it sends."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "100000")
+        self.end_headers()
+        self.wfile.write(packed({"vae_data.py": b"half = 1\n"}))
+
+    def log_message(self, *_):
+        pass
 
 
 def test_what_breaks_off_is_not_kept(empty):
-    class Breaks(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200)
-            self.send_header("Content-Length", "100000")
-            self.end_headers()
-            self.wfile.write(b"half = 1\n")
-
-        def log_message(self, *_):
-            pass
-
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Breaks) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        done = first_cell(empty, f"http://127.0.0.1:{server.server_port}")
+        done = first_cell(empty, f"http://127.0.0.1:{server.server_port}/lab.zip")
         server.shutdown()
     assert "IncompleteRead" in done.stderr
-    assert list(empty.iterdir()) == []
+    assert "and open its notebook" in done.stderr
+    assert not contents(empty)
+
+
+def test_a_page_instead_of_the_archive_is_not_taken_for_it(empty, server):
+    folder, address, _ = server
+    (folder / "lab.zip").write_text("<html>Please log in</html>")
+    done = first_cell(empty, f"{address}/lab.zip")
+    assert "not a zip file" in done.stderr
+    assert "and open its notebook" in done.stderr
+    assert not contents(empty)
+
+
+def test_nothing_is_written_outside_the_folder_nor_under_another_name(empty, server, tmp_path):
+    folder, address, _ = server
+    wanted = ["../vae_a.py", "/vae_b.py", f"{tmp_path}/vae_c.py", "../../explorer.html"]
+    others = ["vae_d.py/", "..\\vae_e.py", "vae_f.py.exe", "vae_.py", "vae_g.PY", "vae_h.py\n"]
+    with zipfile.ZipFile(folder / "lab.zip", "w") as archive:
+        for name in [*wanted, *others, "torch.py"]:
+            archive.writestr(name, b"evil = 1\n")
+    before = {path for path in tmp_path.rglob("*") if empty not in path.parents}
+    done = first_cell(empty, f"{address}/lab.zip")
+    assert done.returncode == 0, done.stderr
+    assert {path for path in tmp_path.rglob("*") if empty not in path.parents} == before
+    assert set(contents(empty)) == {"vae_a.py", "vae_b.py", "vae_c.py", "explorer.html"}
 
 
 def test_the_notebook_alone_starts_and_explores(empty, published, colab):
@@ -143,9 +226,14 @@ def test_the_notebook_alone_starts_and_explores(empty, published, colab):
     ids = [cell["id"] for cell in NOTEBOOK["cells"]]
     cells = NOTEBOOK["cells"][: ids.index("data") + 1]
     explore = (
-        "flat = VAE(EncoderGaussian(mlp(shape, [4], 4)), DecoderBernoulli(mlp(2, [4], shape)),\n"
-        "           PriorGaussian(2))\n"
-        "lab.explore_plane(flat, binarize(test.images[:50]), test.labels[:50])"
+        "from vae_data import binarize, load_images\n"
+        "from vae_explorer import explore_plane\n"
+        "from vae_helpers import VAE, DecoderBernoulli, EncoderGaussian, PriorGaussian\n"
+        "from vae_networks import mlp\n"
+        "test = load_images('digits').test\n"
+        "flat = VAE(EncoderGaussian(mlp((1, 8, 8), [4], 4)),\n"
+        "           DecoderBernoulli(mlp(2, [4], (1, 8, 8))), PriorGaussian(2))\n"
+        "explore_plane(flat, binarize(test.images[:50]), test.labels[:50])"
     )
     last = {"cell_type": "code", "id": "last", "source": explore}
     cells = [*cells, last | {"metadata": {}, "outputs": [], "execution_count": None}]
@@ -153,14 +241,14 @@ def test_the_notebook_alone_starts_and_explores(empty, published, colab):
     (empty / "vae_lab.ipynb").write_text(text, encoding="utf-8")
     command = [sys.executable, "-m", "jupyter", "nbconvert", "--log-level", "WARN", "--to",
                "notebook", "--execute", "--output", "done.ipynb", "vae_lab.ipynb"]  # fmt: skip
-    surroundings = {"PYTHONPATH": str(colab), "VAE_LAB_DATASET": "digits"}
+    surroundings = {"PYTHONPATH": str(colab[0]), "VAE_LAB_DATASET": "digits"}
     done = subprocess.run(command, cwd=empty, env=os.environ | surroundings, capture_output=True,
                           text=True, timeout=240, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert_complete(empty)
-    assert len(asked) == len(FILES)
+    assert FILES.items() <= contents(empty).items()
+    assert len(asked) == 1
     made = json.loads((empty / "done.ipynb").read_text(encoding="utf-8"))["cells"]
-    assert "plane-explorer" in "".join(made[-1]["outputs"][0]["data"]["text/html"])
+    assert "text/html" in made[-1]["outputs"][0]["data"]
 
 
 def test_nothing_is_installed_and_no_shell_is_asked():
@@ -174,13 +262,13 @@ def test_nothing_is_installed_and_no_shell_is_asked():
 def test_one_address_and_one_tag():
     """Wherever the repository is named, it is the one that the notebook names, at its tag."""
     owner, name, tag = re.fullmatch(
-        r"https://raw\.githubusercontent\.com/([\w-]+)/([\w-]+)/(v\d+\.\d+\.\d+)", ADDRESS
+        r"https://github\.com/([\w-]+)/([\w-]+)/archive/refs/tags/(v\d+\.\d+\.\d+)\.zip", ADDRESS
     ).groups()
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     opened = f"https://colab.research.google.com/github/{owner}/{name}/blob/{tag}/vae_lab.ipynb"
     assert f"]({opened})" in readme
-    tracked = ("README.md", "CHANGELOG.md", "explorer.html", "vae_helpers.py", "train.py")
-    for text in [(ROOT / file).read_text(encoding="utf-8") for file in tracked]:
+    tracked = [*ROOT.glob("*.py"), *ROOT.glob("*.md"), ROOT / "explorer.html"]
+    for text in [file.read_text(encoding="utf-8") for file in tracked]:
         for found in re.findall(r"github(?:usercontent)?\.com/(?!assets)([\w-]+/[\w-]+)", text):
             assert found == f"{owner}/{name}"
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
@@ -190,7 +278,7 @@ def test_one_address_and_one_tag():
 def test_the_stand_in_is_used(colab):
     """The test above would prove nothing if another package of that name came first."""
     done = subprocess.run(
-        [sys.executable, "-c", "from google.colab import files; print(files.__file__)"],
-        env=os.environ | {"PYTHONPATH": str(colab)}, capture_output=True, text=True, check=False,
+        [sys.executable, "-c", "import sys; print(sys.modules['google.colab'].__file__)"],
+        env=os.environ | {"PYTHONPATH": str(colab[0])}, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert str(colab) in done.stdout
+    assert str(colab[0]) in done.stdout

@@ -3,11 +3,14 @@
 import contextlib
 import gzip
 import hashlib
+import inspect
 import io
 import math
 import os
 import pickle
+import re
 import shutil
+import socket
 import struct
 import threading
 import tracemalloc
@@ -18,11 +21,20 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
-from conftest import Executed, figures, quick_processes, within
+from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, Subset
 from torchvision import datasets
 
-import vae_helpers as lab
+import vae_data
+from tools import Executed, figures, quick_processes, run, tiny_vae, within
+from vae_data import binarize, dequantize, load_images, scale
+from vae_helpers import (
+    DecoderBernoulli,
+    DecoderCategorical,
+    DecoderContinuousBernoulli,
+    DecoderGaussian,
+)
+from vae_networks import mlp
 
 DATA = Path(os.environ.get("VAE_LAB_DATA", "data")).resolve()
 TRAIN_IMAGES = "train-images-idx3-ubyte"
@@ -34,11 +46,8 @@ def idx(array):
     return header + array.astype(np.uint8).tobytes()
 
 
-def published(files):
-    """What the module knows of the published files, if these are them."""
-    sums = tuple(hashlib.sha256(content).hexdigest() for content in files.values())
-    sizes = {name: len(content) for name, content in files.items()}
-    return {"_FILES": sizes, "_SHA256": {"MNIST": sums, "Fashion-MNIST": sums}}
+def digests(files):
+    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
 
 
 @pytest.fixture
@@ -49,8 +58,8 @@ def files(monkeypatch):
     for split, n in (("train", 12), ("t10k", 5)):
         made[f"{split}-images-idx3-ubyte"] = idx(rng.integers(0, 256, (n, 4, 6)))
         made[f"{split}-labels-idx1-ubyte"] = idx(rng.integers(0, 10, n))
-    for name, value in published(made).items():
-        monkeypatch.setattr(lab, name, value)
+    monkeypatch.setattr(vae_data, "MNIST_SHA256", digests(made))
+    monkeypatch.setattr(vae_data, "FASHION_MNIST_SHA256", digests(made))
     return made
 
 
@@ -102,7 +111,7 @@ def no_network(monkeypatch):
 def test_the_published_files_are_loaded_whole(name, title, first_labels):
     if not (DATA / title.replace("-", "") / "raw" / TRAIN_IMAGES).is_file():
         pytest.skip(f"{title} is not in {DATA} (VAE_LAB_DATA)")
-    images = lab.load_images(name, DATA, download=False)
+    images = load_images(name, DATA, download=False)
     assert images.name == title
     assert images.train.images.shape == (60_000, 1, 28, 28)
     assert images.test.images.shape == (10_000, 1, 28, 28)
@@ -113,7 +122,7 @@ def test_the_published_files_are_loaded_whole(name, title, first_labels):
 
 
 def test_digits_are_always_there():
-    images = lab.load_images("digits", root="/nowhere", download=False)
+    images = load_images("digits", root="/nowhere", download=False)
     assert images.name == "digits"
     assert images.train.images.shape == (1500, 1, 8, 8)
     assert images.test.images.shape == (297, 1, 8, 8)
@@ -122,8 +131,19 @@ def test_digits_are_always_there():
     assert images.train.labels.dtype == torch.int64
 
 
+def test_digits_are_scikit_learn_s_seventeen_levels_each_the_nearest_of_256():
+    levels = torch.from_numpy(load_digits().images).unsqueeze(1)
+    images = load_images("digits")
+    ours = torch.cat([images.train.images, images.test.images])
+    assert (ours - levels * 255 / 16).abs().max() <= 0.5
+    assert torch.equal(
+        torch.cat([images.train.labels, images.test.labels]),
+        torch.from_numpy(load_digits().target).long(),
+    )
+
+
 def test_small_idx_files_are_read_byte_for_byte(root, files):
-    images = lab.load_images("mnist", root, download=False)
+    images = load_images("mnist", root, download=False)
     for split, name in ((images.train, "train"), (images.test, "t10k")):
         pixels, labels = (
             torch.frombuffer(bytearray(files[f"{name}-{kind}-ubyte"][header:]), dtype=torch.uint8)
@@ -132,10 +152,11 @@ def test_small_idx_files_are_read_byte_for_byte(root, files):
         assert torch.equal(split.images.flatten(), pixels)
         assert split.images.shape[1:] == (1, 4, 6)
         assert torch.equal(split.labels, labels.long())
+        assert (split.images.dtype, split.labels.dtype) == (torch.uint8, torch.int64)
 
 
 def test_a_split_gives_items_lists_of_items_and_default_batches():
-    split = lab.load_images("digits").test
+    split = load_images("digits").test
     image, label = split[3]
     assert image.shape == (1, 8, 8)
     several = split.__getitems__([3, 0, 3])
@@ -147,22 +168,38 @@ def test_a_split_gives_items_lists_of_items_and_default_batches():
     assert torch.equal(halves, split.images[[5, 2]])
 
 
+def test_the_last_images_of_a_split_are_held_out():
+    whole = load_images("digits").train
+    train, validation = whole.split(400)
+    assert (len(train), len(validation)) == (1100, 400)
+    assert torch.equal(torch.cat([train.images, validation.images]), whole.images)
+    assert torch.equal(torch.cat([train.labels, validation.labels]), whole.labels)
+    assert validation.images.data_ptr() == whole.images[1100:].data_ptr()  # nothing is copied
+    assert len(validation.split(1)[1]) == 1
+
+
+@pytest.mark.parametrize("last", [0, -1, 1500, 10_000])
+def test_neither_part_of_a_split_is_empty(last):
+    with pytest.raises(ValueError, match=r"between 1 and 1,499 images, not"):
+        load_images("digits").train.split(last)
+
+
 def test_the_environment_names_data_set_and_folder(root, monkeypatch):
     monkeypatch.setenv("VAE_LAB_DATA", str(root))
-    assert lab.load_images("mnist", download=False).train.images.shape == (12, 1, 4, 6)
-    assert lab.load_images(download=False).name == "MNIST"
+    assert load_images("mnist", download=False).train.images.shape == (12, 1, 4, 6)
+    assert load_images(download=False).name == "MNIST"
     monkeypatch.setenv("VAE_LAB_DATASET", "digits")
-    assert lab.load_images().name == "digits"
-    assert lab.load_images("mnist").name == "MNIST"  # what is asked for outright wins
+    assert load_images().name == "digits"
+    assert load_images("mnist").name == "MNIST"  # what is asked for outright wins
 
 
 @pytest.mark.parametrize("name", ["cifar", " ", "MNIST", "../mnist"])
 def test_an_unknown_name_is_refused_with_the_known_ones(name, monkeypatch):
     with pytest.raises(ValueError, match=r"mnist.*fashion-mnist.*digits"):
-        lab.load_images(name)
+        load_images(name)
     monkeypatch.setenv("VAE_LAB_DATASET", name)
     with pytest.raises(ValueError, match=r"mnist.*fashion-mnist.*digits"):
-        lab.load_images()
+        load_images()
 
 
 # -------------------------------------------------------------------------- no network
@@ -172,10 +209,10 @@ def test_an_unknown_name_is_refused_with_the_known_ones(name, monkeypatch):
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
 def test_without_network_one_error_names_folder_files_and_stand_in(tmp_path, name):
     with pytest.raises(FileNotFoundError) as error:
-        lab.load_images(name, tmp_path)
+        load_images(name, tmp_path)
     message = str(error.value)
     assert str(tmp_path) in message
-    assert all(file in message for file in lab._FILES)
+    assert all(file in message for file in vae_data.MNIST_SHA256)
     assert '"digits"' in message
     assert "through torchvision (" in message  # and then what it said
     assert not [*tmp_path.rglob("*-ubyte*")]
@@ -183,20 +220,21 @@ def test_without_network_one_error_names_folder_files_and_stand_in(tmp_path, nam
 
 @pytest.mark.usefixtures("no_network")
 def test_without_network_auto_is_the_digits_and_says_so_loudly(tmp_path):
-    with pytest.warns(UserWarning, match="NOT MNIST"):
-        images = lab.load_images("auto", tmp_path)
+    with pytest.warns(UserWarning, match="NOT MNIST") as warned:
+        images = load_images("auto", tmp_path)
     assert images.name == "digits"
+    assert [warning.filename for warning in warned] == [__file__]  # the caller's line is shown
 
 
 def test_nothing_is_downloaded_where_that_is_not_wanted(tmp_path, downloads):
     with pytest.raises(FileNotFoundError, match="not asked for"):
-        lab.load_images("mnist", tmp_path / "data", download=False)
+        load_images("mnist", tmp_path / "data", download=False)
     assert not downloads
     assert not (tmp_path / "data").exists()
 
 
 def test_what_is_on_disk_is_not_downloaded_again(root, downloads):
-    lab.load_images("mnist", root)
+    load_images("mnist", root)
     assert not downloads
 
 
@@ -207,10 +245,12 @@ def test_what_is_on_disk_is_not_downloaded_again(root, downloads):
     ("name", "folder"), [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST")]
 )
 def test_a_download_leaves_the_four_files_and_nothing_else(tmp_path, downloads, name, folder):
-    images = lab.load_images(name, tmp_path / "new" / "data")
+    images = load_images(name, tmp_path / "new" / "data")
     assert images.train.images.shape == (12, 1, 4, 6)
     found = {path for path in (tmp_path / "new" / "data").rglob("*") if path.is_file()}
-    assert found == {tmp_path / "new" / "data" / folder / "raw" / file for file in lab._FILES}
+    assert found == {
+        tmp_path / "new" / "data" / folder / "raw" / file for file in vae_data.MNIST_SHA256
+    }
     assert len(downloads) == 1
 
 
@@ -227,14 +267,14 @@ def test_a_download_that_breaks_off_leaves_nothing(tmp_path, files, monkeypatch,
 
     monkeypatch.setattr(datasets.MNIST, "download", download)
     with pytest.raises(FileNotFoundError, match="cut off"):
-        lab.load_images("mnist", tmp_path)
+        load_images("mnist", tmp_path)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_a_download_of_something_else_is_not_taken_for_the_data(tmp_path, downloads, files):
     files[TRAIN_IMAGES] = files[TRAIN_IMAGES][:-1] + b"?"
     with pytest.raises(FileNotFoundError, match="not the published file"):
-        lab.load_images("mnist", tmp_path)
+        load_images("mnist", tmp_path)
     assert len(downloads) == 1
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
@@ -269,13 +309,13 @@ def download_again_and_again(address, files, packed, folder, told):
     """In a process of its own, whose only folder is this one; tells the pixels it gets."""
     os.chdir(folder)
     os.environ.update(HOME=str(folder), TMPDIR=str(folder), TQDM_DISABLE="1", no_proxy="*")
-    vars(lab).update(published(files))
+    vae_data.MNIST_SHA256 = digests(files)
     datasets.MNIST.mirrors = [address]
     datasets.MNIST.resources = [
         (name, hashlib.md5(content).hexdigest()) for name, content in packed.items()
     ]
     for race in range(RACES):
-        told.send(lab.load_images("mnist", f"data {race}").train.images.numpy().tobytes())
+        told.send(load_images("mnist", f"data {race}").train.images.numpy().tobytes())
 
 
 def test_two_processes_that_download_into_one_folder_at_once_both_get_the_data(tmp_path, files):
@@ -309,19 +349,35 @@ def test_a_folder_that_cannot_be_written_is_an_error_that_says_so(tmp_path, monk
 
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(FileNotFoundError, match="could not be downloaded"):
-        lab.load_images("mnist", tmp_path / "file" / "data")
+        load_images("mnist", tmp_path / "file" / "data")
     monkeypatch.setattr("os.mkdir", refuse)  # root may write anywhere: simulated
     with pytest.raises(FileNotFoundError, match="Read-only file system"):
-        lab.load_images("mnist", tmp_path / "data")
+        load_images("mnist", tmp_path / "data")
 
 
-def test_the_time_limit_of_other_connections_is_left_alone(tmp_path, downloads):
-    import socket
+@pytest.mark.parametrize("breaks", [False, True])
+def test_a_silent_server_is_given_up_and_the_time_limit_of_other_connections_left_alone(
+    tmp_path, monkeypatch, files, breaks
+):
+    limits = []
 
+    def download(self):
+        limits.append(socket.getdefaulttimeout())
+        if breaks:
+            raise URLError("cut off")
+        write(Path(self.raw_folder), files)
+
+    monkeypatch.setattr(datasets.MNIST, "download", download)
     before = socket.getdefaulttimeout()
-    lab.load_images("mnist", tmp_path)
-    assert downloads
-    assert socket.getdefaulttimeout() == before
+    socket.setdefaulttimeout(77.5)
+    try:
+        with pytest.raises(FileNotFoundError) if breaks else contextlib.nullcontext():
+            load_images("mnist", tmp_path)
+        assert socket.getdefaulttimeout() == 77.5
+    finally:
+        socket.setdefaulttimeout(before)
+    assert len(limits) == 1
+    assert 5 <= limits[0] <= 60  # seconds
 
 
 # -------------------------------------------------------------------------- hostile files
@@ -352,12 +408,12 @@ def test_a_thousand_mutated_files_are_refused_by_name(root, files):
         path = root / "MNIST" / "raw" / name
         path.write_bytes(mutate(files[name], rng))
         with pytest.raises(ValueError, match="not the published file") as error:
-            lab.load_images("mnist", root)
+            load_images("mnist", root)
         refused += str(path) in str(error.value) and "delete it" in str(error.value)
         path.write_bytes(files[name])
         mutated += 1
     assert refused == mutated
-    assert lab.load_images("mnist", root).name == "MNIST"  # the files were to blame, nothing else
+    assert load_images("mnist", root).name == "MNIST"  # the files were to blame, nothing else
     figures["mutated IDX files"] = f"{mutated:,}, of which {refused:,} refused with name and remedy"
 
 
@@ -365,7 +421,16 @@ def test_a_thousand_mutated_files_are_refused_by_name(root, files):
 def test_an_altered_file_is_an_error_and_no_reason_to_take_other_data(root, name):
     (root / "MNIST" / "raw" / TRAIN_IMAGES).write_bytes(b"")
     with pytest.raises(ValueError, match=TRAIN_IMAGES):
-        lab.load_images(name, root)
+        load_images(name, root)
+
+
+def test_one_data_set_in_place_of_the_other_is_refused(root, files, monkeypatch):
+    write(root / "FashionMNIST" / "raw", files)
+    assert load_images("fashion-mnist", root).name == "Fashion-MNIST"
+    monkeypatch.setattr(vae_data, "FASHION_MNIST_SHA256", dict.fromkeys(files, "0" * 64))
+    assert load_images("mnist", root).name == "MNIST"
+    with pytest.raises(ValueError, match="FashionMNIST"):
+        load_images("fashion-mnist", root)
 
 
 def test_a_gzip_bomb_is_neither_unpacked_nor_read(root):
@@ -374,7 +439,7 @@ def test_a_gzip_bomb_is_neither_unpacked_nor_read(root):
     (root / "MNIST" / "raw" / f"{TRAIN_IMAGES}.gz").write_bytes(bomb)
     tracemalloc.start()
     with pytest.raises(ValueError, match=TRAIN_IMAGES):
-        lab.load_images("mnist", root)
+        load_images("mnist", root)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 5_000_000
@@ -384,27 +449,50 @@ def test_a_huge_file_is_refused_before_it_is_read(root):
     with open(root / "MNIST" / "raw" / TRAIN_IMAGES, "r+b") as file:
         file.truncate(10**12)  # sparse: it takes no space
     with pytest.raises(ValueError, match=TRAIN_IMAGES):
-        lab.load_images("mnist", root)
+        load_images("mnist", root)
 
 
-@pytest.mark.parametrize("linked", ["MNIST", "MNIST/raw", f"MNIST/raw/{TRAIN_IMAGES}"])
-def test_a_link_out_of_the_folder_is_refused(root, tmp_path, linked):
-    shutil.move(root / linked, tmp_path / "outside")
-    (root / linked).symlink_to(tmp_path / "outside")
-    with pytest.raises(ValueError, match=r"leads out of.*VAE_LAB_DATA"):
-        lab.load_images("mnist", root)
+@pytest.mark.parametrize("linked", ["", "MNIST", "MNIST/raw", f"MNIST/raw/{TRAIN_IMAGES}"])
+def test_files_and_folders_may_lie_on_a_linked_disk(root, tmp_path, linked, downloads):
+    shutil.move(root / linked, tmp_path / "elsewhere")
+    (root / linked).symlink_to(tmp_path / "elsewhere")
+    assert load_images("mnist", root).train.images.shape == (12, 1, 4, 6)
+    assert not downloads
 
 
-def test_a_link_to_the_folder_itself_is_followed(root, tmp_path):
-    (tmp_path / "link").symlink_to(root)
-    assert lab.load_images("mnist", tmp_path / "link").name == "MNIST"
+def test_what_a_link_leads_to_is_verified(root, tmp_path, files):
+    path = root / "MNIST" / "raw" / TRAIN_IMAGES
+    (tmp_path / "elsewhere").write_bytes(files[TRAIN_IMAGES][:-1] + b"?")
+    path.unlink()
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=TRAIN_IMAGES):
+        load_images("mnist", root)
+
+
+def test_a_download_into_a_linked_folder_stays_on_its_disk(tmp_path, downloads, monkeypatch):
+    """Moving a file between disks is no renaming, and ``os.replace`` refuses it."""
+    elsewhere, root = tmp_path / "elsewhere", tmp_path / "data"
+    elsewhere.mkdir()
+    (root / "MNIST").mkdir(parents=True)
+    (root / "MNIST" / "raw").symlink_to(elsewhere)
+    replace = os.replace
+
+    def on_one_disk(source, target):
+        disks = {elsewhere in Path(path).resolve().parents for path in (source, target)}
+        assert len(disks) == 1
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", on_one_disk)
+    assert load_images("mnist", root).name == "MNIST"
+    assert downloads
+    assert {path.name for path in elsewhere.iterdir()} == set(vae_data.MNIST_SHA256)
 
 
 def test_a_dangling_link_is_replaced_and_never_written_through(root, tmp_path, downloads):
     path = root / "MNIST" / "raw" / TRAIN_IMAGES
     path.unlink()
     path.symlink_to(tmp_path / "target")
-    assert lab.load_images("mnist", root).name == "MNIST"
+    assert load_images("mnist", root).name == "MNIST"
     assert downloads
     assert not path.is_symlink()
     assert not (tmp_path / "target").exists()
@@ -420,7 +508,7 @@ def test_the_processed_files_of_old_torchvision_are_never_read(root, tmp_path, h
     content = pickle.dumps(Executed(trace)) if hostile else other.getvalue()
     for name in ("training.pt", "test.pt"):
         (processed / name).write_bytes(content)
-    assert lab.load_images("mnist", root).train.images.shape == (12, 1, 4, 6)
+    assert load_images("mnist", root).train.images.shape == (12, 1, 4, 6)
     assert not trace.exists()
 
 
@@ -430,11 +518,34 @@ RAW = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
 
 
 def test_scale_divides_by_255():
-    assert torch.equal(lab.scale(RAW).flatten(), torch.arange(256) / 255)
+    assert torch.equal(scale(RAW).flatten(), torch.arange(256) / 255)
+
+
+def test_a_transform_reads_like_its_formula_and_keeps_to_it_exactly():
+    """With one seed, black images show the noise u that both random transforms draw."""
+    raw = torch.randint(256, (500, 1, 16, 16), dtype=torch.uint8)
+    u = drawn(dequantize, torch.zeros_like(raw)).double() * 256
+    assert torch.equal(drawn(dequantize, raw), ((raw + u) / 256).float())
+    # In whole numbers, since 2¹⁷ u is one: no rounding decides between ink and paper.
+    n, probability = (u * 2**17).long(), raw.long() * 2**17
+    assert torch.equal(u * 2**17, n.double())
+    assert torch.equal(drawn(binarize, raw), (255 * n < probability).float())
+
+
+def drawn(transform, raw):
+    torch.manual_seed(0)
+    return transform(raw)
+
+
+@pytest.mark.parametrize(("transform", "said"), [(scale, "/ 255"), (dequantize, "(raw + u) / 256")])
+def test_the_source_of_a_transform_shows_the_formula(transform, said):
+    assert said in inspect.getsource(transform)
+    assert transform.__module__ == "vae_data"
+    assert pickle.loads(pickle.dumps(transform)) is transform
 
 
 def test_dequantize_adds_uniform_noise_within_every_level():
-    x = lab.dequantize(RAW.expand(2000, -1, -1, -1))
+    x = dequantize(RAW.expand(2000, -1, -1, -1))
     u = (x.double() * 256 - RAW).flatten()
     assert (u.min() >= 0, u.max() <= 1) == (True, True)  # 1 itself by rounding to float32
     assert within(u, 0.5)
@@ -445,7 +556,7 @@ def test_dequantize_adds_uniform_noise_within_every_level():
 
 def test_dequantize_draws_all_sixteen_bits_the_last_eight_once_for_a_data_point():
     black = torch.zeros(20_000, 9, dtype=torch.uint8)
-    drawn = (lab.dequantize(black).double() * 2**24).floor()  # 2²⁴ x lies in [0, 2¹⁶)
+    drawn = (dequantize(black).double() * 2**24).floor()  # 2²⁴ x lies in [0, 2¹⁶)
     whole, fraction = drawn // 256, drawn % 256
     assert torch.equal(fraction, fraction[:, :1].expand_as(fraction))
     for part in (whole // 16, whole % 16, fraction // 16, fraction % 16):
@@ -457,40 +568,116 @@ def test_dequantize_draws_all_sixteen_bits_the_last_eight_once_for_a_data_point(
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_noise_has_its_precision_whatever_the_default_dtype(dtype):
     white = torch.full((1000, 64), 255, dtype=torch.uint8)
+    expected = [scale(RAW), drawn(dequantize, RAW), drawn(binarize, RAW)]
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        x = lab.binarize(white)
+        x = binarize(white)
+        found = [scale(RAW), drawn(dequantize, RAW), drawn(binarize, RAW)]
     finally:
         torch.set_default_dtype(before)
     assert (x.dtype, x.min()) == (torch.float32, 1)
+    assert all(torch.equal(*pair) for pair in zip(expected, found, strict=True))
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (5,), ()])
 def test_random_transforms_take_any_shape(shape):
     raw = torch.zeros(shape, dtype=torch.uint8)
-    assert lab.dequantize(raw).shape == lab.binarize(raw).shape == shape
+    assert dequantize(raw).shape == binarize(raw).shape == shape
 
 
 def test_binarize_draws_ink_with_the_grey_value_as_probability():
-    x = lab.binarize(RAW.expand(4000, -1, -1, -1))
+    x = binarize(RAW.expand(4000, -1, -1, -1))
     assert set(x.unique().tolist()) == {0.0, 1.0}
     assert within(x.double(), RAW[0].double() / 255)
 
 
-@pytest.mark.parametrize("transform", [lab.dequantize, lab.binarize])
+@pytest.mark.parametrize("transform", [dequantize, binarize])
 def test_random_transforms_draw_anew_each_time(transform):
     assert not torch.equal(transform(RAW), transform(RAW))
 
 
-@pytest.mark.parametrize("transform", [lab.scale, lab.dequantize, lab.binarize])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.bool])
-def test_a_transform_takes_raw_bytes_only(transform, dtype):
-    with pytest.raises(TypeError, match="uint8"):
-        transform(torch.zeros(2, 2, dtype=dtype))
-
-
-@pytest.mark.parametrize("transform", [lab.scale, lab.dequantize, lab.binarize])
+@pytest.mark.parametrize("transform", [scale, dequantize, binarize])
 def test_a_transform_stays_on_its_device(transform):
     result = transform(torch.zeros(2, 3, dtype=torch.uint8, device="meta"))
     assert (result.device.type, result.shape, result.dtype) == ("meta", (2, 3), torch.float32)
+
+
+# ------------------------------------------- the remedies that a transform's errors name
+
+
+GREY = torch.randint(256, (40, 1, 4, 4), generator=torch.Generator().manual_seed(0))
+POINTS = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+NO_RAW_IMAGES = {
+    "floats 0 … 255": GREY.float(),
+    "float64 0 … 255": GREY.double(),
+    "int64 0 … 255": GREY,
+    "int32 0 … 255": GREY.int(),
+    "grey floats, as ToTensor gives them": GREY / 255,
+    "grey floats in half precision": (GREY / 255).bfloat16(),
+    "any floats in [0, 1]": POINTS.sigmoid(),
+    "booleans": GREY > 127,
+    "bits as int64": (GREY > 127).long(),
+    "bits as floats": (GREY > 127).float(),
+    "standardised": POINTS,
+    "counts beyond 255": GREY + GREY // 255,
+    "whole numbers, some negative": GREY - 100,
+    "grey floats, one missing": (GREY / 255).index_fill(0, torch.tensor([3]), math.nan),
+}
+
+
+def as_the_error_says(transform, data):
+    """The data and the transform once the error's remedy is applied to both, and the message."""
+    with pytest.raises(TypeError, match=f"{transform.__name__} takes raw 8-bit.*uint8") as error:
+        transform(data)
+    message = str(error.value)
+    expressions = re.findall(r"\S*\(255 \* data\)\S+|\bdata[.\[].*\]|\bdata\.\S+", message)
+    assert len(expressions) <= 1
+    if expressions:
+        remedied = eval(expressions[0], {"data": data, "torch": torch})
+        assert not torch.equal(remedied, data) or remedied.dtype != data.dtype
+        if remedied.dtype == torch.uint8:  # the levels that the data had, none wrapped around
+            levels = data.double() * (255 if "255 *" in expressions[0] else 1)
+            torch.testing.assert_close(remedied.double(), levels, rtol=0, atol=1e-3)
+        data = remedied
+    if "without a transform" in message:
+        transform = None
+    if "transform=torch.bernoulli" in message:
+        transform = torch.bernoulli
+    return data, transform, message
+
+
+MATCHING = {
+    scale: DecoderContinuousBernoulli,
+    dequantize: DecoderGaussian,
+    binarize: DecoderBernoulli,
+}
+
+
+@pytest.mark.parametrize("transform", MATCHING)
+@pytest.mark.parametrize("kind", NO_RAW_IMAGES)
+def test_each_remedy_works_on_the_very_data_that_raised_the_error(transform, kind):
+    data, remedied, message = as_the_error_says(transform, NO_RAW_IMAGES[kind])
+    if "finite" in message:  # what remains may need another
+        data, remedied, message = as_the_error_says(transform, data)
+    decoder = DecoderGaussian if "DecoderGaussian" in message else MATCHING[transform]
+    history = run(tiny_vae(data.shape[1:], decoder=decoder), data, transform=remedied, epochs=2)
+    assert np.isfinite(history.test).all()
+
+
+def test_a_remedy_keeps_what_the_data_mean():
+    raw = RAW.expand(3, -1, -1, -1)
+    for transform in MATCHING:
+        for data in (raw.float(), raw.double(), raw.long(), raw.short()):
+            restored, remedied, _ = as_the_error_says(transform, data)
+            assert torch.equal(restored, raw)
+            assert remedied is transform
+    # Grey levels over 255 keep their likelihood bounded, and stay the levels of a categorical.
+    assert torch.equal(as_the_error_says(dequantize, raw / 255)[0], raw)
+    data, remedied, _ = as_the_error_says(scale, raw / 255)
+    assert remedied is None
+    decoder = DecoderCategorical(mlp(2, [8], (2, 16, 16)), 2)
+    assert decoder.log_prob(data, torch.zeros(3, 2)).isfinite().all()
+    # Probabilities are drawn from, not rounded.
+    data, remedied, _ = as_the_error_says(binarize, (RAW / 255).expand(4000, -1, -1, -1))
+    assert within(remedied(data).double(), RAW[0].double() / 255)

@@ -1,312 +1,303 @@
-"""Figures: what they show is what the history holds, and drawing disturbs nothing."""
+"""The figures beside the learning curve; and what holds for every figure of the lab."""
 
-import re
+import inspect
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from conftest import generator_states, run, tiny_vae
+from test_learning_curve import history_of, inside, shown_texts, verdict_of
+from torch import nn
 
-import vae_helpers as lab
+import vae_figures
+from tools import generator_states, tiny_vae
+from vae_canvas import CLASS_COLORS, GREY, TRAIN_COLOR, WIDTH
+from vae_diagnostics import LatentUnits
+from vae_figures import (
+    decoded_plane,
+    new_figure,
+    plot_images,
+    plot_latents,
+    plot_learning_curve,
+    plot_manifold,
+    plot_rate_distortion,
+    plot_units,
+    save_figure,
+)
 
 mpl.use("Agg")
 
-
-def history_of(epochs=8, n=200, last=-500.0, gap=0.0, noise=20.0, first=100.0):
-    """Curves that come down to ``last``, the test one ``gap`` above the other."""
-    rng = np.random.default_rng(0)
-    history = lab.History()
-    for epoch in range(epochs + 1):
-        level = last + (first - last) * np.exp(-epoch)
-        rows = torch.from_numpy(level + noise * rng.standard_t(4, (2, n)))
-        train = {"train": rows[0], "seconds": 1.0} if epoch else {}
-        history = history.extended(test=rows[1] + gap, **train)
-    return history
-
-
-def lines(ax, name):
-    """The cloud and the average line of a series."""
-    color = {"train": lab.TRAIN_COLOR, "test": lab.TEST_COLOR}[name]
-    mine = [line for line in ax.lines if line.get_color() == color]
-    return (
-        next((line for line in mine if line.get_marker() == "."), None),
-        next(line for line in mine if line.get_label() == name),
-    )
-
-
-def texts(ax):
-    return [ax.get_title(loc="left"), *(text.get_text() for text in ax.texts)]
-
-
-# ------------------------------------------------------------------------ learning curve
-
-
-def test_the_axes_given_are_drawn_on_and_returned():
-    figure, ax = lab.new_figure()
-    assert lab.plot_learning_curve(history_of(), ax) is ax
-    assert lab.plot_learning_curve(history_of()).figure is not figure
-    assert not plt.get_fignums()  # nothing is left open to be shown twice
-
-
-def test_train_averages_stand_at_the_middle_of_their_epoch_and_test_averages_at_its_end():
-    history = history_of()
-    ax = lab.plot_learning_curve(history)
-    for name, epochs, mean in (
-        ("train", np.arange(1, 9) - 0.5, history.train_mean),
-        ("test", np.arange(9), history.test_mean),
-    ):
-        _, line = lines(ax, name)
-        assert np.array_equal(line.get_xdata(), epochs)
-        assert np.array_equal(line.get_ydata(), mean)
-        (halo,) = [
-            below
-            for below in ax.lines
-            if below.get_color() == "white" and np.array_equal(below.get_xdata(), epochs)
-        ]
-        assert halo.get_linewidth() > line.get_linewidth()
-        assert halo.get_zorder() < min(lines(ax, n)[1].get_zorder() for n in ("train", "test"))
-
-
-def test_the_clouds_are_all_points_at_their_epoch_moved_sideways_only():
-    history = history_of()
-    ax = lab.plot_learning_curve(history)
-    for name, rows in (("train", history.train), ("test", history.test)):
-        cloud, line = lines(ax, name)
-        assert cloud.get_rasterized()
-        x, y = (data.reshape(rows.shape) for data in cloud.get_data())
-        assert np.array_equal(np.sort(y), np.sort(rows))
-        assert np.abs(x - line.get_xdata()[:, None]).max() < 0.25  # the other series' lane begins
-    assert lines(lab.plot_learning_curve(history, points=False), "test")[0] is None
-
-
-def test_a_large_cloud_is_thinned_to_the_same_points_in_each_epoch_and_says_so():
-    history = history_of(epochs=2, n=12_000)
-    ax = lab.plot_learning_curve(history)
-    y = lines(ax, "test")[0].get_ydata().reshape(3, -1)
-    assert y.shape == (3, 10_000)
-    columns = {tuple(column) for column in history.test.T.tolist()}
-    assert {tuple(column) for column in y.T.tolist()} <= columns
-    assert "10,000 of 12,000 train and 10,000 of 12,000 test" in ax.get_title(loc="left")
-
-
-def test_a_history_that_kept_a_part_of_the_points_states_the_size_of_the_data_set(tmp_path):
-    history = run(tiny_vae(), torch.randn(1234, 6), test=torch.randn(50, 6), cloud=60)
-    history.save(tmp_path / "history.npz")
-    for curve in (history, lab.History.load(tmp_path / "history.npz")):
-        title = lab.plot_learning_curve(curve).get_title(loc="left")
-        assert "60 of 1,234 train and 50 of 50 test" in title
-
-
-def test_labels_are_right_and_there_is_no_legend():
-    ax = lab.plot_learning_curve(history_of())
-    assert ax.get_xlabel() == "epoch"
-    assert ax.get_ylabel() == "−ELBO (nats per image)"
-    assert ax.get_legend() is None
-    assert not ax.spines["top"].get_visible()
-    assert not ax.spines["right"].get_visible()
-    assert (ax.get_xscale(), ax.get_yscale()) == ("linear", "linear")
-
-
-@pytest.mark.parametrize("epochs", [1, 2, 3, 5, 12, 60])
-def test_epochs_have_integer_ticks(epochs):
-    ax = lab.plot_learning_curve(history_of(epochs))
-    ax.figure.draw_without_rendering()
-    labels = [label.get_text() for label in ax.get_xticklabels()]
-    assert len(labels) >= 2
-    assert all(re.fullmatch(r"[−\d]?\d+", label) for label in labels)
-
-
-@pytest.mark.parametrize(("first", "last"), [(1e6, 100), (700, -800), (3.1, 2.4), (0.3, 0.1)])
-def test_ticks_of_the_elbo_are_told_apart_with_true_minus_signs(first, last):
-    ax = lab.plot_learning_curve(history_of(first=first, last=last, noise=abs(last) / 30))
-    ax.figure.draw_without_rendering()
-    low, high = ax.get_ylim()
-    ticks = [t.get_text() for t in ax.get_yticklabels() if low <= t.get_position()[1] <= high]
-    assert len(ticks) > 2
-    assert len(set(ticks)) == len(ticks)
-    assert not any("-" in tick for tick in ticks)
-    assert any(tick.startswith("−") for tick in ticks) == (low < 0 and last < 0)
-
-
-@pytest.mark.parametrize("gap", [0.0, 1.0, -1.0, 300.0, -300.0])
-def test_the_final_values_are_written_at_their_lines_in_their_colours_and_kept_apart(gap):
-    history = history_of(gap=gap, noise=5.0)
-    ax = lab.plot_learning_curve(history)
-    ax.figure.draw_without_rendering()
-    boxes = {}
-    for name, mean, color in (
-        ("train", history.train_mean[-1], lab.TRAIN_COLOR),
-        ("test", history.test_mean[-1], lab.TEST_COLOR),
-    ):
-        (label,) = (text for text in ax.texts if text.get_text().startswith(name))
-        assert label.get_text() == f"{name} {mean:.1f}".replace("-", "−")
-        assert label.get_color() == color
-        box = label.get_window_extent()
-        boxes[name] = box
-        distance = ax.transData.inverted().transform([(0, (box.y0 + box.y1) / 2)])[0, 1] - mean
-        assert abs(distance) < 0.05 * np.diff(ax.get_ylim()).item()
-        assert box.x0 >= ax.get_window_extent().x1
-        assert box.x1 <= ax.figure.bbox.x1
-    upper, lower = sorted(boxes.values(), key=lambda box: -box.y0)
-    assert upper.y0 >= lower.y1 - 1  # pixels
-
-
-def test_the_note_on_the_cloud_stays_within_the_figure_beside_wide_labels():
-    ax = lab.plot_learning_curve(history_of(26, 12_000, last=-1100.0, first=3000.0))
-    ax.figure.canvas.draw()
-    note = ax._left_title.get_window_extent()
-    assert ax.figure.bbox.x0 <= note.x0 and note.x1 <= ax.figure.bbox.x1
-
-
-@pytest.mark.parametrize("epochs", [1, 3, 8])
-def test_the_share_of_points_beyond_the_axis_is_said_and_right(epochs):
-    history = history_of(epochs)
-    ax = lab.plot_learning_curve(history)
-    low, high = ax.get_ylim()
-    values = np.concatenate([history.train.ravel(), history.test.ravel()])
-    share = 100 * np.mean((values < low) | (values > high))
-    assert share > 0
-    (said,) = re.findall(r"([\d.]+) % lie beyond", ax.get_title(loc="left"))
-    assert float(said) == pytest.approx(share, rel=0.05)
-
-
-def test_the_axis_covers_the_averages_from_the_first_epoch_on_and_the_bulk_of_the_last():
-    history = history_of()
-    low, high = lab.plot_learning_curve(history).get_ylim()
-    shown = (history.test[-1] > low) & (history.test[-1] < high)
-    assert shown.mean() > 0.99
-    assert low < history.test_mean[1:].min()
-    assert history.test_mean[1:].max() < high
-    assert history.train_mean[1:].max() < high
-
-
-@pytest.mark.parametrize("epochs", [3, 4, 8])
-def test_the_verdict_on_convergence_is_written_into_the_figure(epochs):
-    history = history_of(epochs)
-    ax = lab.plot_learning_curve(history)
-    verdicts = [text for text in texts(ax) if "per epoch" in text]
-    if epochs < 4:
-        assert not verdicts
-    else:
-        found = history.convergence()
-        assert verdicts[0].startswith(found.verdict)
-        assert f"{-found.improvement:.2f}".replace("-", "−") in verdicts[0]
-        (mark,) = (line for line in ax.lines if line.get_marker() == "o")
-        assert mark.get_xydata().tolist() == [[found.best_epoch, history.test_mean.min()]]
-
-
-def test_an_empty_history_is_refused():
-    for history in (lab.History(), lab.History().extended(test=torch.ones(3))):
-        with pytest.raises(ValueError, match="no finished epoch"):
-            lab.plot_learning_curve(history)
-
-
-@pytest.mark.parametrize("n", [1, 2])
-def test_a_single_point_and_a_curve_without_spread_are_drawn(n):
-    for noise in (1.0, 0.0):
-        ax = lab.plot_learning_curve(history_of(n=n, noise=noise))
-        ax.figure.draw_without_rendering()
-    flat = lab.plot_learning_curve(history_of(n=n, noise=0.0, first=-500.0))
-    flat.figure.draw_without_rendering()
-    assert flat.get_ylim()[0] < -500 < flat.get_ylim()[1]
-
-
-# ------------------------------------------------------------------------- other figures
-
 IMAGES = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-UNITS = lab.LatentUnits(
-    torch.zeros(9, 3), torch.tensor([0.5, 0.0, 0.02]), torch.tensor([1, 0, 2.0])
-)
-
-
+UNITS = LatentUnits(torch.zeros(9, 3), torch.tensor([0.5, 0.0, 0.02]), torch.tensor([1, 0, 2.0]))
 PLANE = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
 MODEL = tiny_vae((1, 8, 8))
+RATES = {1.0: (20.0, 70.0), 0.1: (60.0, 50.0), 10.0: (3.0, 150.0)}
 
 FIGURES = {
-    "learning curve": lambda: lab.plot_learning_curve(history_of()).figure,
-    "images": lambda: lab.plot_images({"data": IMAGES, "fewer": IMAGES[:2]}),
-    "captions": lambda: lab.plot_images({"a": IMAGES[:2]}, {"a": ["one", "two"]}),
-    "colour": lambda: lab.plot_images({"a": IMAGES.expand(-1, 3, -1, -1)}),
-    "latents": lambda: lab.plot_latents(PLANE, torch.arange(50) % 12).figure,
-    "units": lambda: lab.plot_units(UNITS).figure,
-    "manifold": lambda: lab.plot_manifold(MODEL, side=5).figure,
-    "rate–distortion": lambda: (
-        lab.plot_rate_distortion({1.0: (20.0, 70.0), 0.1: (60.0, 50.0), 10.0: (3.0, 150.0)}).figure
-    ),
+    "learning curve": lambda: plot_learning_curve(history_of()),
+    "verdict": lambda: plot_learning_curve(verdict_of(), torch.rand(200, 1, 4, 4).mul(0)),
+    "images": lambda: plot_images({"data": IMAGES, "reconstructions": IMAGES[:2]}),
+    "captions": lambda: plot_images({"a": IMAGES[:2]}, {"a": ["one", "two"]}),
+    "colour": lambda: plot_images({"a": IMAGES.expand(-1, 3, -1, -1)}),
+    "latents": lambda: plot_latents(PLANE, torch.arange(50) % 12),
+    "units": lambda: plot_units(UNITS),
+    "manifold": lambda: plot_manifold(MODEL, side=5),
+    "rate–distortion": lambda: plot_rate_distortion(RATES),
 }
 
 
+@pytest.fixture(autouse=True)
+def _closed():
+    yield
+    plt.close("all")
+
+
+# ---------------------------------------------------------------------------- all the figures
+
+
 def test_every_plot_of_the_module_is_among_the_figures_tested():
-    plots = {name for name in vars(lab) if name.startswith("plot_")}
+    plots = {name for name in vars(vae_figures) if name.startswith("plot_")}
     used = {name for make in FIGURES.values() for name in make.__code__.co_names}
     assert plots <= used
+    assert plots <= set(vae_figures.__all__)
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_drawn_twice_is_the_same_file_and_disturbs_no_generator(name, tmp_path):
-    contents, before = [], generator_states()
+    contents = []
     for _ in range(2):
-        lab.save_figure(FIGURES[name](), "it", alt="a picture")
+        figure = None
+        before = generator_states()
+        with torch.random.fork_rng():
+            state = torch.get_rng_state()
+            figure = FIGURES[name]()
+            if name != "verdict":  # whose images are drawn by the test itself
+                assert torch.equal(torch.get_rng_state(), state)
+        save_figure(figure, "it")
+        assert generator_states() == before
         files = sorted((tmp_path / "figures").iterdir())
         contents.append([path.read_bytes() for path in files])
-    assert [path.name for path in files] == ["it.png", "it.svg"]
     assert contents[0] == contents[1]
-    assert generator_states() == before
     assert not plt.get_fignums()
 
 
-def test_a_saved_figure_is_png_and_svg_and_carries_its_alternative_text(tmp_path):
-    shown = lab.save_figure(FIGURES["units"](), "units", alt="KL per unit")
-    assert (tmp_path / "figures" / "units.svg").read_text().count("<svg") == 1
-    png, metadata = shown._repr_mimebundle_()
-    assert metadata["image/png"]["alt"] == "KL per unit"
-    assert set(png) == {"image/png"}
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_is_as_wide_as_the_page_legible_whole_and_described(name):
+    figure = FIGURES[name]()
+    assert figure.get_figwidth() == WIDTH
+    assert figure.alt.endswith((".", ")"))
+    for text in shown_texts(figure):
+        assert text.get_fontsize() * 100 / 72 >= 13
+        assert inside(text.get_window_extent(), figure.bbox)
+    for ax in figure.axes:
+        assert ax.get_legend() is None
+
+
+@pytest.mark.parametrize("name", ["latents", "units", "manifold", "rate–distortion"])
+def test_axes_that_are_given_are_drawn_on(name):
+    figure, (left, right) = new_figure(1, 2)
+    plot = {"latents": (plot_latents, (PLANE, torch.arange(50) % 3)),
+            "units": (plot_units, (UNITS,)), "manifold": (plot_manifold, (MODEL,)),
+            "rate–distortion": (plot_rate_distortion, (RATES,))}[name]  # fmt: skip
+    assert "ax" in inspect.signature(plot[0]).parameters
+    assert plot[0](*plot[1], ax=right) is figure
+    assert right.has_data() and not left.has_data()
+    assert len(plt.get_fignums()) == 1
+    assert figure.alt
+
+
+# --------------------------------------------------------------------------------- images
+
+
+def shown_tiles(ax, columns):
+    """What an axes with a strip of images shows, tile by tile, without their margins."""
+    strip = np.asarray(ax.images[0].get_array())
+    return [tile[1:-1, 1:-1] for tile in np.split(strip, columns, axis=1)]
 
 
 def test_images_stand_in_rows_with_names_and_captions():
-    figure = lab.plot_images(
-        {"data": IMAGES, "fewer": IMAGES[:2]}, {"data": "abcde", "fewer": "fg"}
-    )
-    axes = figure.axes
-    assert [ax.get_ylabel() for ax in axes if ax.get_ylabel()] == ["data", "fewer"]
-    assert "".join(ax.get_xlabel() for ax in axes) == "abcdefg"
-    drawn = [ax.images[0].get_array() for ax in axes if ax.images]
-    assert len(drawn) == 7
-    assert np.allclose(drawn[3], IMAGES[3, 0])
+    captions = {"data": list("abcde"), "fewer": list("fg")}
+    figure = plot_images({"data": IMAGES, "fewer": IMAGES[:2]}, captions)
+    for ax, images, (name, texts) in zip(
+        figure.axes, (IMAGES, IMAGES[:2]), captions.items(), strict=True
+    ):
+        assert [text.get_text() for text in ax.texts] == [name, *texts]
+        tiles = shown_tiles(ax, 7)
+        for tile, image in zip(tiles, images, strict=False):
+            assert np.allclose(tile, 1 - image[0].numpy()[..., None], atol=1e-6)
+        assert all((tile == 1).all() for tile in tiles[len(images) :])
+        left, right, *_ = ax.images[0].get_extent()
+        for i, caption in enumerate(ax.texts[1:]):
+            assert caption.xy[0] == pytest.approx(left + (right - left) * (i + 0.5) / 7)
 
 
-def test_units_are_sorted_and_counted():
-    ax = lab.plot_units(UNITS)
-    assert [bar.get_height() for bar in ax.patches] == [2.0, 1.0, 0.0]
-    assert ax.get_title(loc="left") == "2 of 3 units are active, 3.0 nats in all"
+def test_the_contrast_of_images_is_not_stretched():
+    pale = torch.full((8, 1, 4, 4), 0.4)
+    pale[:, :, 0] = 0.5
+    figure = plot_images({"pale": pale})
+    for tile in shown_tiles(figure.axes[0], 8):
+        assert np.allclose(tile[0], 0.5) and np.allclose(tile[1:], 0.6)
+    figure.canvas.draw()
+    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]
+    inside_row = pixels[:, 200:]  # right of the name
+    assert inside_row.min() == pytest.approx(0.5 * 255, abs=3)
+
+
+def test_colours_and_eight_bits_and_more_images_than_seven():
+    colour = torch.zeros(9, 3, 4, 6)
+    colour[:, 0] = 1
+    figure = plot_images({"red": colour, "grey": torch.full((9, 1, 4, 6), 51, dtype=torch.uint8)})
+    red, grey = figure.axes
+    for tile in shown_tiles(red, 9):
+        assert tile.shape == (4, 6, 3) and (tile == [1, 0, 0]).all()
+    for tile in shown_tiles(grey, 9):
+        assert np.allclose(tile, 0.8)
+
+
+# --------------------------------------------------------------------------------- the plane
+
+
+def test_each_label_has_its_colour_and_its_name_where_its_points_are():
+    labels = torch.arange(50) % 10
+    z = PLANE * 0.1 + 3 * torch.stack([labels % 4, labels // 4], 1)
+    ax = plot_latents(z, labels).axes[0]
+    drawn = {line.get_color(): line.get_xydata() for line in ax.lines}
+    for label in range(10):
+        assert np.array_equal(drawn[CLASS_COLORS[label]], z[labels == label].numpy())
+    for text in ax.texts:
+        edge = mpl.colors.to_hex(text.get_bbox_patch().get_edgecolor())
+        assert edge == CLASS_COLORS[int(text.get_text())]
+    first = next(text for text in ax.texts if text.get_text() == "0")
+    assert first.get_position() == pytest.approx(z[labels == 0].median(0).values.tolist(), abs=0.2)
+
+
+@pytest.mark.parametrize("case", ["same place", "random", "one", "line"])
+def test_no_label_lies_over_another(case):
+    labels = torch.arange(200) % (1 if case == "one" else 10)
+    z = torch.randn(200, 2, generator=torch.Generator().manual_seed(1))
+    if case == "line":
+        z = z * torch.tensor([1.0, 1e-3])
+    figure = plot_latents(z if case != "random" else z + labels[:, None] * 0.3, labels)
+    figure.canvas.draw()
+    boxes = [text.get_bbox_patch().get_window_extent() for text in figure.axes[0].texts]
+    for i, box in enumerate(boxes):
+        assert inside(box, figure.axes[0].get_window_extent(), slack=3)
+        for other in boxes[:i]:
+            gap = np.hypot(
+                box.x0 + box.x1 - other.x0 - other.x1, box.y0 + box.y1 - other.y0 - other.y1
+            )
+            assert gap / 2 >= 0.95 * box.width
+    assert figure.axes[0].get_aspect() == 1
+
+
+class Coordinates(nn.Module):
+    """A decoder whose picture shows z itself: z₁ in its left pixel, z₂ in its right."""
+
+    def __init__(self):
+        super().__init__()
+        self.modes = []
+
+    def forward(self, z):
+        self.modes.append(self.training)
+        return torch.distributions.Normal((z.view(-1, 1, 1, 2) + 2.5) / 5, 1.0)
 
 
 def test_the_manifold_has_its_first_axis_to_the_right_and_its_second_upwards():
-    class Coordinates(torch.nn.Module):
-        """A decoder whose picture shows z itself: z₁ in its left pixel, z₂ in its right."""
-
-        def forward(self, z):
-            return torch.distributions.Normal(z.view(-1, 1, 1, 2), 1.0)
-
     vae = tiny_vae((1, 8, 8))
     vae.decoder = Coordinates()
-    ax = lab.plot_manifold(vae, side=3)
+    ax = plot_manifold(vae, side=3).axes[0]
     (image,) = ax.images
-    shown = np.asarray(image.get_array())
-    assert shown[:, 0::2].tolist() == [[-2.5, 0, 2.5]] * 3  # along a row z₁ grows
-    assert shown[:, 1::2].tolist() == [[2.5] * 3, [0] * 3, [-2.5] * 3]  # down the rows z₂ falls
+    shown = 1 - np.asarray(image.get_array())[..., 0]
+    assert shown[:, 0::2] == pytest.approx(np.array([[0, 0.5, 1]] * 3))  # along a row z₁ grows
+    assert shown[:, 1::2] == pytest.approx(np.array([[1] * 3, [0.5] * 3, [0] * 3]))  # z₂ falls
     left, right, bottom, top = image.get_extent()
     # The centre of the outermost tiles is at ±2.5.
     assert [left + (right - left) / 6, top - (top - bottom) / 6] == pytest.approx([-2.5, 2.5])
+    assert image.origin == "upper"
 
 
-def test_rate_and_distortion_are_marked_by_beta():
-    points = {1.0: (20.0, 70.0), 0.1: (60.0, 50.0), 10.0: (3.0, 150.0)}
-    ax = lab.plot_rate_distortion(points)
+def test_to_look_at_the_plane_changes_nothing():
+    vae = tiny_vae((1, 8, 8))
+    vae.decoder = Coordinates()
+    vae.train()
+    plane = decoded_plane(vae, 2.0, 4)
+    assert plane.shape == (16, 1, 1, 2)
+    assert (5 * plane[:, 0, 0] - 2.5)[[0, 3, 15]].tolist() == pytest.approx(
+        np.array([[-2, 2], [2, 2], [2, -2]]), abs=1e-6
+    )
+    assert vae.decoder.modes == [False] and vae.decoder.training
+
+
+# ------------------------------------------------------------------------ units, rate–distortion
+
+
+def test_units_are_sorted_counted_and_coloured_by_whether_they_are_active():
+    ax = plot_units(UNITS).axes[0]
+    assert [bar.get_height() for bar in ax.patches] == [2.0, 1.0, 0.0]
+    colors = [mpl.colors.to_hex(bar.get_facecolor()).upper() for bar in ax.patches]
+    assert colors == [TRAIN_COLOR, TRAIN_COLOR, "#BBBBBB"]
+    # A unit may carry much and still be inactive: the colours follow the units, not the bars.
+    units = LatentUnits(torch.zeros(9, 2), torch.tensor([0.0, 1.0]), torch.tensor([3.0, 1.0]))
+    bars = plot_units(units).axes[0].patches
+    assert mpl.colors.to_hex(bars[0].get_facecolor()) == "#bbbbbb"
+    assert ax.get_title("left") == "2 of 3 latent dimensions are active, 3.0 nats in all"
+    assert "image" not in ax.get_ylabel()
+
+
+POINTS = {
+    "positive": RATES,
+    "negative": {1.0: (20, -900), 4.0: (10, -870)},
+    "mixed": {0.5: (40.0, -15.0), 1.0: (25.0, -3.0), 8.0: (2.0, 60.0)},
+    "single": {1.0: (14.0, 70.0)},
+    "constant": {1.0: (5.0, 9.0), 2.0: (5.0, 9.0)},
+    "nothing": {1.0: (0.0, 0.0)},
+    "huge": {1.0: (2e6, 5e9), 2.0: (1e6, 6e9)},
+    "steep": {0.1: (120, -950), 1: (30, -905.0), 10: (4, -640)},
+}
+
+
+@pytest.mark.parametrize("kind", POINTS)
+def test_rate_and_distortion_are_drawn_on_one_scale_whatever_their_signs(kind):
+    points = POINTS[kind]
+    figure = plot_rate_distortion(points)
+    figure.canvas.draw()
+    ax = figure.axes[0]
+    (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
+    assert left < right and bottom < top  # neither axis is upside down
+    box = ax.get_window_extent()
+    assert box.width / (right - left) == pytest.approx(box.height / (top - bottom), rel=1e-3)
     (curve,) = (line for line in ax.lines if line.get_marker() == "o")
-    assert curve.get_xydata().tolist() == [[60, 50], [20, 70], [3, 150]]
-    assert {"β = 0.1", "β = 1", "β = 10", "−ELBO = 90"} <= {text.get_text() for text in ax.texts}
-    low, high = ax.get_ylim()
-    assert low < 50 < 150 < high
+    assert curve.get_xydata().tolist() == [list(map(float, points[b])) for b in sorted(points)]
+    for x, y in curve.get_xydata():
+        assert left <= x < right and bottom < y < top
+    sums = {round(float(np.sum(row)), 3) for line in ax.lines if line is not curve
+            for row in line.get_xydata()}  # fmt: skip
+    best = min(sum(pair) for pair in points.values())
+    assert any(s == pytest.approx(best, abs=1e-3) for s in sums)
+    visible = [s for s in sums if left + bottom < s < right + top]
+    assert len(visible) >= 3
+    for text in shown_texts(figure):
+        assert inside(text.get_window_extent(), figure.bbox), text.get_text()
+
+
+@pytest.mark.parametrize("kind", ["positive", "negative", "mixed", "steep"])
+def test_points_and_diagonals_are_named_and_no_line_strikes_through_a_name(kind):
+    points = POINTS[kind]
+    figure = plot_rate_distortion(points)
+    figure.canvas.draw()
+    ax = figure.axes[0]
+    names = [text for text in ax.texts if text.get_text().startswith("β")]
+    assert [text.get_text() for text in names] == [f"β = {beta:g}" for beta in sorted(points)]
+    for text in names:
+        assert tuple(text.xy) == tuple(points[float(text.get_text()[4:])])
+        assert text.get_bbox_patch().get_facecolor() == (1, 1, 1, 1)  # it hides what lies below
+    top, panel = ax.get_ylim()[1], ax.get_window_extent()
+    for text in set(ax.texts) - set(names):
+        x, y = text.get_position()
+        assert y == top and text.get_color() == GREY
+        assert float(text.get_text().replace("−", "-").replace(",", "")) == pytest.approx(x + y)
+        assert text.get_window_extent().y0 >= panel.y1
+    (lowest,) = (b for b in points if sum(points[b]) == min(map(sum, points.values())))
+    assert f"at β = {lowest:g}" in ax.get_title("left")
+    assert f"at β = {lowest:g}" in figure.alt

@@ -2,27 +2,27 @@
 
 import base64
 import html as html_lib
-import importlib
+import io
 import json
 import re
 import struct
-import sys
 import zlib
 
+import export
+import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pytest
 import torch
-from conftest import ROOT, tiny_vae
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
 
+import vae_explorer
 import vae_helpers as lab
+from tools import ROOT, tiny_vae
 
 MAX_BYTES = 6_000_000
-MAX_EXPLORER_BYTES = 1_500_000
-
-sys.path.insert(0, str(ROOT / "tools"))
-export = importlib.import_module("export")
 
 
 def png(width: int = 2, height: int = 1) -> str:
@@ -41,9 +41,10 @@ def png(width: int = 2, height: int = 1) -> str:
     return base64.b64encode(image).decode()
 
 
-def figure(alt: str | None) -> NotebookNode:
+def figure(alt: str | None, narrow: str | None = None) -> NotebookNode:
     metadata = {} if alt is None else {"image/png": {"alt": alt}}
-    return new_output("display_data", data={"image/png": png()}, metadata=metadata)
+    data = {"image/png": png()} | ({export.NARROW: narrow} if narrow else {})
+    return new_output("display_data", data=data, metadata=metadata)
 
 
 def html(text: str) -> NotebookNode:
@@ -60,6 +61,9 @@ def page(*cells: str | NotebookNode) -> str:
 
 def code(source: str, *outputs: NotebookNode) -> NotebookNode:
     return new_code_cell(source, outputs=list(outputs))
+
+
+CAPTION = "**Figure.** What is to be seen."
 
 
 # What the page holds
@@ -104,13 +108,63 @@ def test_dollars_in_code_are_left_alone():
 
 
 def test_figures_keep_their_description_and_size():
-    text = page(code("plot()", figure('falls from "130" to 90')))
+    text = page(code("plot()", figure('falls from "130" to 90')), CAPTION)
     assert 'alt="falls from &#34;130&#34; to 90" width="2" height="1"' in text
+    output = figure("a curve")
+    output.metadata["image/png"]["width"] = 860
+    text = page(code("plot()", output), CAPTION)
+    assert 'alt="a curve" width="860" height="430"' in text
+
+
+def test_captions_are_numbered_and_stand_under_their_figures():
+    text = page(
+        code("plot()", html("<p>Yes</p>"), figure("a curve")),
+        "**Figure.** It falls to $x$.",
+        "See [it](#cell-id=cell-2).",
+        code("explore()", html("<p>one</p>"), html("<b>two</b>")),
+        "**Figure.** To be touched.\n\nIn the dark, too.",
+        code("f()", html("<i>no figure</i>")),
+    )
+    main = re.sub(r">\s+<", "><", text[text.index("<main") : text.index("</main>")])
+    first, second = re.findall(r"<figure.*?</figure>", main, flags=re.DOTALL)
+    assert 'alt="a curve"' in first and "Yes" not in first and 'id="cell-id=cell-2"' in first
+    assert "<figcaption><p><strong>Figure 1.</strong> It falls to " in first
+    assert "two" in second and "one" not in second
+    assert "<figcaption><p><strong>Figure 2.</strong> To be touched.</p><p>In the" in second
+    assert main.count("Figure") == 2
+
+
+def test_a_narrow_drawing_is_for_narrow_windows():
+    narrow = png(3, 5)
+    text = page(code("plot()", figure("a curve", narrow)), CAPTION)
+    (picture,) = re.findall(r"<picture>.*?</picture>", text, flags=re.DOTALL)
+    source = f'srcset="data:image/png;base64,{narrow}" width="360" height="600">'
+    assert '<source media="screen and (max-width: 40rem)"' in picture and source in picture
+    assert f'<img src="data:image/png;base64,{png()}" alt="a curve"' in picture
+
+
+def test_a_number_and_its_error_are_never_torn():
+    text = page(
+        "It is 112.39 ± 0.34 nats, **−8 ± 2**, `1.0 ± 0.5`, 4.2 (−1.1 to 9.5); up to 3 to be.",
+        code("f()", new_output("stream", name="stdout", text="test 1 ± 2"), html("<td>3 ± 4</td>")),
+        code("'5 ± 6'", html("<script>'7 ± 8'</script>")),
+    )
+    pairs = re.findall(r"[\d.]+\s±\s[\d.]+", text)
+    kept = ["5 ± 6", "7 ± 8"]
+    assert [pair for pair in pairs if "\u00a0±\u00a0" not in pair] == kept
+    assert len(pairs) == 5 + len(kept)
+    assert "4.2 (−1.1\u00a0to\u00a09.5); up to 3 to be." in text
 
 
 def test_interactive_outputs_pass_unchanged():
     interactive = "<canvas id=c></canvas><script>if (1 < 2 && c) c.dataset.x = '$a$'</script>"
     assert interactive in page(code("explore()", html(interactive)))
+
+
+def test_tables_and_listings_in_html_scroll_by_themselves():
+    text = page(code("f()", html("<p>Yes</p><table><td>1</td></table><pre>x</pre>")))
+    scroll = '<div class="scroll" tabindex="0">'
+    assert f"<p>Yes</p>{scroll}<table><td>1</td></table></div>{scroll}<pre>x</pre></div>" in text
 
 
 def test_warnings_are_shown_as_such():
@@ -133,12 +187,14 @@ def test_long_cells_start_folded():
 
 
 def test_nothing_is_loaded_from_elsewhere():
-    text = page("[a link](https://example.org/) is fine", code("plot()", figure("a curve")))
+    text = page(
+        "[a link](https://example.org/) is fine", code("plot()", figure("a", png())), CAPTION
+    )
     assert not re.findall(r"(?:src|srcset)=.https?:|<link[^>]+https?:|url\(.?https?:|@import", text)
 
 
 def test_the_same_notebook_gives_the_same_bytes():
-    cells = ("## One $x$", code("f()", figure("a curve"), html("<b>x</b>")))
+    cells = ("## One $x$", code("f()", figure("a curve"), html("<b>x</b>")), CAPTION)
     first, second = page(*cells), page(*cells)
     assert first == second
     assert str(ROOT) not in first
@@ -150,6 +206,9 @@ def test_the_same_notebook_gives_the_same_bytes():
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
+        (code("plot()", figure("a curve")), r"cell 2 \('plot\(\)'\): no caption"),
+        (code("plot()", figure("a curve"), figure("another")), r"cell 2 .*: two figures need"),
+        ("**Figure.** Of nothing.", r"cell 2 .*: a caption, but the cell above it shows no figure"),
         (code("plot()", figure(None)), r"cell 2 \('plot\(\)'\): a figure has no alt text"),
         (code("plot()", figure("  ")), "no alt text"),
         (code("plot()", html("<img src='data:image/png;base64,'>")), "no alt text"),
@@ -192,14 +251,42 @@ def test_command_line(tmp_path, capsys):
 
 # The page in a browser, with the network cut
 
-SAMPLE = (
-    "A $\\beta$ and\n\n$$\\underbrace{\\sum_{i=1}^{n} x_i}_{\\text{all}} = \\frac{1}{2}$$\n",
-    "## Code\n\n| symbol | $\\mu$ |\n|---|---:|\n| $x \\mid z$ | 1 |",
-    code(f"x = '{'long ' * 60}'  # {'wide ' * 60}\nreturn not 1", figure("a white square")),
-    code("f()", html(f"<table><tr><td>{'wide' * 90}</td></tr></table>")),
-    code("g()", new_output("stream", name="stdout", text="wide " * 90)),
-    "### Last\n\n" + "A sentence of ordinary words makes the page long enough. " * 300,
-)
+LINE = f"x = '{'long ' * 18}'"
+
+
+def drawn(width: float, height: float) -> str:
+    """A curve on white, so many inches large, in base64."""
+    fig, ax = plt.subplots(figsize=(width, height), layout="constrained")
+    ax.plot([3, 2, 1.5])
+    stream = io.BytesIO()
+    fig.savefig(stream, dpi=150)
+    plt.close(fig)
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+def sample() -> list[str | NotebookNode]:
+    """Cells with all that a report may hold."""
+    curve = figure("a falling curve", drawn(3.6, 3))
+    curve.data["image/png"] = drawn(8.6, 4)
+    curve.metadata["image/png"]["width"] = 860
+    row = "".join(f"<td style='text-align: right'>{n},234.56 ± 0.34</td>" for n in range(5))
+    vae = tiny_vae((1, 8, 8), decoder=lab.DecoderBernoulli)
+    images = torch.rand(30, 1, 8, 8).round()
+    explorer = vae_explorer.explore_plane(vae, images, torch.arange(30) % 10).data
+    return [
+        "A $\\beta$ and\n\n$$\\underbrace{\\sum_{i=1}^{n} x_i}_{\\text{all}} = \\frac{1}{2}$$\n",
+        "## Code\n\n| symbol | $\\mu$ |\n|---|---:|\n| $x \\mid z$ | 1 |",
+        code(f"{LINE:<88}#\nreturn not 1", figure("a white square")),
+        CAPTION,
+        code(f"x = '{'long ' * 60}'", curve),
+        CAPTION,
+        code("f()", html(f"<table><thead><tr><th>a</th></tr></thead><tr>{row}</tr></table>")),
+        code("g()", new_output("stream", name="stdout", text="wide 112.39 ± 0.34 " * 30)),
+        "The model ends at 112.39 ± 0.34 nats, whatever that may mean. " * 20,
+        "### Last\n\n" + "A sentence of ordinary words makes the page long enough. " * 300,
+        code("explore()", html(explorer)),
+        CAPTION,
+    ]
 
 
 def assert_sound(found: dict) -> None:
@@ -218,17 +305,29 @@ def assert_sound(found: dict) -> None:
     assert measure is None or 55 <= measure <= 82, "characters per line"
     assert len(found["current"]) == 1, "the contents follow the reader"
     assert found["unfolded"] == 0, "all code folds"
+    for layout in found["layout"].values():
+        assert layout["torn"] == [], "a number and its error on two lines"
+        assert layout["silent"] == [], "tables that scroll say so, and no others"
+        assert all(f["caption"].startswith("Figure ") for f in layout["figures"])
+    wide, narrow = found["layout"]["1280"], found["layout"]["400"]
+    assert wide["clipped"] == [] and wide["scrolling"] == []
+    assert set(wide["code"]) == {wide["column"]}, "code has the whole column"
+    large = [figure for figure in wide["figures"] if figure["share"] == pytest.approx(1)]
+    assert all(figure["scale"] >= 1 for figure in large), "letters are as large as drawn"
+    assert all(f["scale"] >= 1 for f in narrow["figures"] if f["narrow"])
+    assert not any(figure["narrow"] for figure in wide["figures"])
+    dark = Image.open(io.BytesIO(base64.b64decode(found["dark"]))).convert("L")
+    assert np.asarray(dark).mean() < 80, "a figure that glares in the dark"
 
 
 def test_sample_in_browser(browse, tmp_path):
-    vae = tiny_vae((1, 8, 8), decoder=lab.DecoderBernoulli)
-    images = torch.rand(30, 1, 8, 8).round()
-    explorer = lab.explore_plane(vae, images, torch.arange(30) % 10).data
     file = tmp_path / "sample.html"
-    file.write_text(page(*SAMPLE, code("explore()", html(explorer))), encoding="utf-8")
+    file.write_text(page(*sample()), encoding="utf-8")
     found = browse("check.mjs", file)
     assert_sound(found)
     assert found["page"]["math"] == 4
+    assert found["layout"]["400"]["scrolling"], "the wide table, in a narrow window"
+    assert [f["narrow"] for f in found["layout"]["400"]["figures"]] == [False, True]
     assert found["current"] == ["Last"]
 
 
@@ -237,8 +336,6 @@ def test_report_in_browser(browse, tmp_path):
     if not notebook.exists():
         pytest.skip("vae_lab.ipynb is not written yet")
     file = tmp_path / "vae_lab.html"
-    (explorer,) = (c for c in nbformat.read(notebook, as_version=4).cells if c.id == "explore")
-    assert len(str(explorer.outputs)) <= MAX_EXPLORER_BYTES
     assert export.main([str(notebook), str(file)]) == 0
     assert file.stat().st_size <= MAX_BYTES
-    assert_sound(browse("check.mjs", file))
+    assert_sound(browse("check.mjs", file, timeout=600))

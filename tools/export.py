@@ -3,8 +3,12 @@
     python tools/export.py vae_lab.ipynb build/vae_lab.html
 
 The page needs no network, and no JavaScript to be complete: formulas become MathML here, figures
-and styles are embedded. Whatever would spoil it (an error, a figure without a description, a
-formula that cannot be typeset) stops the export with a message naming the cell.
+and styles are embedded. Whatever would spoil it (an error, a figure without a description or a
+caption, a formula that cannot be typeset) stops the export with a message naming the cell.
+
+A Markdown cell that begins with "**Figure.**" is the caption of the figure in the cell above it,
+and is numbered here; JupyterLab and Colab show it as a paragraph below the figure. An image may
+bring a second drawing for narrow windows, of the type `NARROW`, which they leave alone.
 """
 
 import argparse
@@ -30,6 +34,8 @@ from nbconvert.filters import Highlight2HTML, strip_ansi
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 
+__all__ = ["LONG_CELL", "NARROW", "Report", "ReportError", "main", "typeset"]
+
 RICHEST_FIRST = (
     "text/html",
     "text/markdown",
@@ -39,6 +45,10 @@ RICHEST_FIRST = (
     "image/jpeg",
     "text/plain",
 )
+NARROW = "application/vnd.vae-lab.narrow+png"
+NARROW_WIDTH = 360  # CSS pixels, for which such a drawing is made: the column of a telephone
+MIN_WIDTH = 480  # CSS pixels; an image at least that wide fills the column
+CAPTION = "<p><strong>Figure.</strong>"  # how the HTML of a caption begins
 LONG_CELL = 30  # lines; a longer code cell starts folded
 REMOTE = re.compile(r"(?i)(https?:)?//")
 highlight = Highlight2HTML(pygments_lexer="ipython3", extra_formatter_options={"nowrap": True})
@@ -80,6 +90,11 @@ def _plain(html: str) -> str:
     return unescape(re.sub(r"<[^>]+>", "", html)).strip()
 
 
+def _unbroken(text: str) -> str:
+    """Keep a number and its error, or the ends of an interval, on one line by no-break spaces."""
+    return re.sub(r" ± (?=[\d.])|(?<=\d) to (?=[−\d])", lambda m: m[0].replace(" ", "\u00a0"), text)
+
+
 class Prose(IPythonRenderer):
     """nbconvert's Markdown renderer, with formulas typeset and headings and links collected."""
 
@@ -112,7 +127,10 @@ class Prose(IPythonRenderer):
     def text(self, text: str) -> str:
         if "$" in text:
             raise ReportError(f"a formula is left open in {text!r}")
-        return super().text(text)
+        return _unbroken(super().text(text))
+
+    def codespan(self, text: str) -> str:
+        return _unbroken(super().codespan(text))
 
     def paragraph(self, text: str) -> str:
         if text.lstrip().startswith("|"):
@@ -167,20 +185,32 @@ class Audit(HTMLParser):
 
 
 @dataclass
-class Output:
-    """One output as it is shown: `kind` is image, html, prose, text or warning."""
+class Picture:
+    """An embedded image; a PNG's size is told so that the page does not jump while it loads."""
 
-    kind: str
-    html: str
-    alt: str = ""
+    address: str
     size: tuple[int, int] | None = None
 
 
 @dataclass
+class Output:
+    """One output as it is shown: `kind` is image, html, prose, text or warning."""
+
+    kind: str
+    html: str = ""
+    alt: str = ""
+    picture: Picture | None = None
+    narrow: Picture | None = None
+    small: bool = False
+    caption: "Cell | None" = None
+
+
+@dataclass(eq=False)
 class Cell:
-    """One cell, ready for the template."""
+    """One cell, ready for the template; `name` is for messages."""
 
     id: str
+    name: str
     kind: str
     html: str = ""
     lines: int = 0
@@ -189,6 +219,35 @@ class Cell:
     @property
     def folded(self) -> bool:
         return self.lines > LONG_CELL
+
+    @property
+    def is_caption(self) -> bool:
+        return self.kind == "prose" and self.html.startswith(CAPTION)
+
+    @property
+    def figure(self) -> Output | None:
+        """What a caption below this cell belongs to: its image, else its last HTML."""
+        kinds = {kind: [o for o in self.outputs if o.kind == kind] for kind in ("image", "html")}
+        return next((found[-1] for found in kinds.values() if found), None)
+
+
+def place_captions(cells: list[Cell]) -> list[Cell]:
+    """Number the captions and put each under its figure; return the cells that remain."""
+    number = 0
+    for cell, below in zip(cells, [*cells[1:], None], strict=True):
+        figure = cell.figure
+        if below and below.is_caption and figure:
+            number += 1
+            below.html = below.html.replace("Figure.", f"Figure {number}.", 1)
+            figure.caption = below
+        if [o.kind for o in cell.outputs].count("image") > 1:
+            raise ReportError(f"{cell.name}: two figures need two captions, and so two cells")
+        if figure and figure.kind == "image" and not figure.caption:
+            raise ReportError(f'{cell.name}: no caption: begin the next cell with "**Figure.**"')
+    if stray := [cell.name for cell in cells if cell.is_caption]:
+        raise ReportError(f"{stray[0]}: a caption, but the cell above it shows no figure")
+    placed = [o.caption for cell in cells for o in cell.outputs if o.caption]
+    return [cell for cell in cells if cell not in placed]
 
 
 class Report(TemplateExporter):
@@ -212,33 +271,36 @@ class Report(TemplateExporter):
         self.prose = Prose(self.folder)
         cells = []
         for number, cell in enumerate(notebook.cells, 1):
+            name = f"cell {number} ({cell.source.strip().partition(chr(10))[0]!r})"
             try:
-                cells.append(self._cell(cell))
+                cells += self._cell(cell, name)
             except ReportError as error:
-                first_line = cell.source.strip().partition("\n")[0]
-                raise ReportError(f"cell {number} ({first_line!r}): {error}") from error
+                raise ReportError(f"{name}: {error}") from error
+        anchors = {f"cell-id={cell.id}" for cell in cells}
+        cells = place_captions(cells)
         headings = self.prose.headings
         if [h.level for h in headings].count(1) != 1 or headings[0].level != 1:
             raise ReportError("the notebook needs one first-level heading, its title, on top")
         for above, below in pairwise(headings):
             if below.level > above.level + 1:
                 raise ReportError(f"heading {below.text!r} skips a level after {above.text!r}")
-        anchors = {h.anchor for h in headings} | {f"cell-id={c.id}" for c in cells}
+        anchors |= {h.anchor for h in headings}
         if dangling := sorted(set(self.prose.links) - anchors):
             raise ReportError(f"links to headings that do not exist: {', '.join(dangling)}")
         resources = {"cells": cells, "title": headings[0].text, "headings": headings[1:]}
         resources["source"] = sha256(source).hexdigest()  # tells a stale page from a fresh one
         return self.from_notebook_node(notebook, resources)[0].rstrip() + "\n"
 
-    def _cell(self, cell: NotebookNode) -> Cell:
+    def _cell(self, cell: NotebookNode, name: str) -> list[Cell]:
+        """Lay out one cell, or none where there is nothing to show."""
         if cell.cell_type == "markdown":
             self.prose.attachments = cell.get("attachments", {})
-            return Cell(cell.id, "prose", self._markdown(cell.source))
+            return [Cell(cell.id, name, "prose", self._markdown(cell.source))]
         if cell.cell_type != "code" or not cell.source.strip():
-            return Cell(cell.id, "none")
+            return []
         outputs = [self._output(output) for output in cell.outputs]
         source = highlight(cell.source.rstrip()).rstrip()
-        return Cell(cell.id, "code", source, cell.source.rstrip().count("\n") + 1, outputs)
+        return [Cell(cell.id, name, "code", source, cell.source.rstrip().count("\n") + 1, outputs)]
 
     def _markdown(self, source: str) -> str:
         html = MarkdownWithMath(self.prose).render(source)
@@ -251,30 +313,54 @@ class Report(TemplateExporter):
         if output.output_type == "stream":
             # A warning, such as that of the stand-in for MNIST, must not be overlooked.
             kind = "warning" if output.name == "stderr" else "text"
-            return Output(kind, escape(strip_ansi(output.text.strip("\n")), quote=False))
+            return Output(kind, _terminal(output.text.strip("\n")))
         mime = next((m for m in RICHEST_FIRST if m in output.data), None)
         if mime is None or any("widget" in m for m in output.data):
             raise ReportError(f"cannot show an output of type {', '.join(output.data)}")
         data = output.data[mime]
         if mime == "text/html":
             Audit().feed(data)
-            return Output("html", data)
+            # What is interactive arrives as it is.
+            return Output("html", data if "<script" in data else _static(data))
         if mime in ("text/markdown", "text/latex"):
             return Output("prose", self._markdown(data))
         if mime == "text/plain":
-            return Output("text", escape(strip_ansi(data), quote=False))
-        alt = output.metadata.get(mime, {}).get("alt", "").strip()
-        if not alt:
-            raise ReportError(f'a figure has no alt text: set metadata["{mime}"]["alt"]')
-        return _image(mime, data, alt)
+            return Output("text", _terminal(data))
+        return _figure(mime, output)
 
 
-def _image(mime: str, data: str, alt: str) -> Output:
-    """An embedded image; a PNG's size is told so that the page does not jump while it loads."""
+def _static(html: str) -> str:
+    """HTML whose tables and listings scroll where they are wider than the window."""
+    wide = r"(?s)<(table|pre)\b.*?</\1>"
+    return _unbroken(re.sub(wide, r'<div class="scroll" tabindex="0">\g<0></div>', html))
+
+
+def _terminal(text: str) -> str:
+    return _unbroken(escape(strip_ansi(text), quote=False))
+
+
+def _figure(mime: str, output: NotebookNode) -> Output:
+    """An image, with its description, at the width in CSS pixels that its metadata give."""
+    metadata = output.metadata.get(mime, {})
+    alt = metadata.get("alt", "").strip()
+    if not alt:
+        raise ReportError(f'a figure has no alt text: set metadata["{mime}"]["alt"]')
+    picture = _picture(mime, output.data[mime], metadata.get("width"))
+    narrow = None
+    if NARROW in output.data:
+        narrow = _picture("image/png", output.data[NARROW], NARROW_WIDTH)
+    small = picture.size is not None and picture.size[0] < MIN_WIDTH
+    return Output("image", alt=alt, picture=picture, narrow=narrow, small=small)
+
+
+def _picture(mime: str, data: str, width: int | None = None) -> Picture:
+    size = None
     if mime == "image/svg+xml":
         data = b64encode(data.encode()).decode()
-    size = struct.unpack(">II", b64decode(data)[16:24]) if mime == "image/png" else None
-    return Output("image", f"data:{mime};base64,{''.join(data.split())}", alt, size)
+    elif mime == "image/png":
+        size = struct.unpack(">II", b64decode(data)[16:24])
+        size = (width, round(size[1] * width / size[0])) if width else size
+    return Picture(f"data:{mime};base64,{''.join(data.split())}", size)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -15,7 +15,7 @@ const axe = readFileSync(require.resolve("axe-core/axe.min.js"), "utf-8");
 
 const url = pathToFileURL(path.resolve(file)).href;
 const widths = [400, 800, 1280];
-const report = { requests: [], console: [], overflow: [], axe: [] };
+const report = { requests: [], console: [], overflow: [], axe: [], layout: {} };
 
 const browser = await chromium.launch({
   executablePath,
@@ -74,6 +74,49 @@ const survey = () => {
   };
 };
 
+// How the page is laid out at the window's present width; run in the browser.
+const layout = () => {
+  const shown = (element) => element.checkVisibility();
+  const wider = (box) => box.scrollWidth > box.clientWidth;
+  const first = (element) => element.textContent.trim().slice(0, 60);
+  const words = document.createTreeWalker(document.querySelector("main"), NodeFilter.SHOW_TEXT);
+  const torn = [];
+  while (words.nextNode()) {
+    const node = words.currentNode;
+    if (node.parentElement.closest("script, style, .code")) continue;
+    for (const found of node.data.matchAll(/[\d.,]+\s(?:±|to)\s[−\d.,]+/g)) {
+      const range = document.createRange();
+      range.setStart(node, found.index);
+      range.setEnd(node, found.index + found[0].length);
+      const lines = new Set([...range.getClientRects()].map((box) => Math.round(box.top)));
+      if (lines.size > 1) torn.push(found[0]);
+    }
+  }
+  const column = document.querySelector("main").getBoundingClientRect().width;
+  const tables = [...document.querySelectorAll(".scroll:has(table)")].filter(shown);
+  return {
+    column,
+    torn,
+    clipped: [...document.querySelectorAll("pre")].filter((pre) => shown(pre) && wider(pre)).map(first),
+    scrolling: tables.filter(wider).map(first),
+    silent: tables.filter((box) => wider(box) !== /scrolls/.test(getComputedStyle(box, "::before").content))
+      .map(first),
+    code: [...document.querySelectorAll("pre.code")].filter(shown)
+      .map((pre) => pre.getBoundingClientRect().width),
+    figures: [...document.querySelectorAll(".cell > figure > picture > img")].map((image) => {
+      const drawn = [...image.parentElement.querySelectorAll("source")]
+        .find((source) => image.currentSrc === source.srcset) ?? image;
+      return {
+        alt: image.alt,
+        narrow: drawn !== image,
+        share: image.getBoundingClientRect().width / column,
+        scale: image.getBoundingClientRect().width / drawn.getAttribute("width"),
+        caption: image.closest("figure").querySelector("figcaption")?.textContent.trim() ?? "",
+      };
+    }),
+  };
+};
+
 for (const colorScheme of ["light", "dark"]) {
   const page = await open({ colorScheme, viewport: { width: 1280, height: 900 } });
   report.page ??= await page.evaluate(survey);
@@ -82,6 +125,7 @@ for (const colorScheme of ["light", "dark"]) {
     await page.waitForTimeout(200); // lets the observers answer
     const excess = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
     if (excess > 0) report.overflow.push(`${excess} px at ${width} px`);
+    report.layout[width] = await page.evaluate(layout);
     await page.evaluate(axe);
     const { violations } = await page.evaluate(() => window.axe.run());
     for (const { id, nodes } of violations) {
@@ -105,6 +149,11 @@ for (const colorScheme of ["light", "dark"]) {
       await page.locator(".fold").click();
       await page.pdf({ path: `${screenshots}/page.pdf`, format: "A4", printBackground: false });
     }
+  }
+  if (colorScheme === "dark") {
+    const figure = page.locator(".cell > figure:not(.small) > picture > img").first();
+    const picture = (await figure.count()) ? await figure.screenshot() : null;
+    report.dark = picture && picture.toString("base64");
   }
   await page.context().close();
 }

@@ -1,9 +1,9 @@
-// Opens the notebook in JupyterLab, runs all its cells and tries the explorer, as a reader would:
+// Opens the notebook in JupyterLab, runs all its cells and tries what is interactive, as a reader would:
 //
 //     node lab.mjs ADDRESS CHROMIUM [SCREENSHOT]
 //
 // ADDRESS opens the notebook, token included, on a server with --expose-app-in-browser. Prints, as
-// JSON, the notebook as it then stands in JupyterLab, and what the explorer answered.
+// JSON, the notebook as it then stands in JupyterLab, and what the explorers answered.
 import { createRequire } from "node:module";
 import path from "node:path";
 
@@ -40,11 +40,27 @@ for (const output of found.notebook.cells.flatMap((cell) => cell.outputs ?? []))
   if (output.output_type === "error") throw new Error(`${output.ename}: ${output.evalue}`);
 }
 
-await scrollTo("explore");
+const { cells } = found.notebook;
+const showing = (text) => cells.find((cell) => JSON.stringify(cell.outputs ?? "").includes(text)).id;
+const active = () => page.evaluate(() => window.jupyterapp.shell.currentWidget.content.activeCellIndex);
+
+// The cloud: the pointer chooses a dot; a key goes to the epoch before, and to no other cell.
+await scrollTo(showing("cloud-explorer"));
+const cloud = page.locator(".cloud-explorer .field");
+await cloud.waitFor({ timeout: 10_000 });
+await cloud.scrollIntoViewIfNeeded();
+const chart = await cloud.boundingBox();
+await page.mouse.click(chart.x + 0.9 * chart.width, chart.y + 0.5 * chart.height);
+const chosen = () => page.locator(".cloud-explorer .rows").allTextContents();
+const cloudCell = await active();
+found.cloud = [await page.locator(".cloud-explorer .which").textContent(), await chosen()];
+await page.keyboard.press("ArrowLeft");
+found.cloud.push(await chosen(), cloudCell === (await active()));
+
+await scrollTo(showing("plane-explorer"));
 const plane = page.locator(".plane-explorer .plane");
 await plane.waitFor({ timeout: 10_000 });
 const at = () => page.locator(".plane-explorer output").textContent();
-const active = () => page.evaluate(() => window.jupyterapp.shell.currentWidget.content.activeCellIndex);
 await plane.scrollIntoViewIfNeeded();
 const box = await plane.boundingBox();
 await page.mouse.move(box.x + 0.2 * box.width, box.y + 0.3 * box.height);
@@ -64,14 +80,17 @@ await plane.press("ArrowUp");
 found.again = await at();
 
 // The table of the assignment leads to its cells.
-await scrollTo("assignment");
-await page.locator('a[href="#cell-id=hint1-source"]').first().click();
+const links = (cell) => [cell.source].flat().join("").match(/^\|.*\]\((#cell-id=.*?)\)/m);
+const table = cells.findLast(links);
+const href = links(table)[1];
+await scrollTo(table.id);
+await page.locator(`a[href="${href}"]`).first().click();
 await page.waitForTimeout(1000);
-found.followed = await page.evaluate(() => {
+found.followed = await page.evaluate((id) => {
   const { content } = window.jupyterapp.shell.currentWidget;
-  const cell = content.widgets.find((widget) => widget.model.id === "hint1-source");
+  const cell = content.widgets.find((widget) => widget.model.id === id);
   const { top, bottom } = cell.node.getBoundingClientRect();
   return bottom > 0 && top < innerHeight;
-});
+}, href.split("=")[1]);
 await browser.close();
 console.log(JSON.stringify(found));

@@ -43,10 +43,12 @@
     button.textContent = fold ? "Unfold all code" : "Fold all code";
   });
 
-  // A box is a stop for the Tab key only while there is something to scroll in it.
+  // A box is a stop for the Tab key, and says that it scrolls, only while it does.
   const boxes = new ResizeObserver((entries) => {
     for (const { target } of entries) {
-      if (target.scrollWidth > target.clientWidth) target.tabIndex = 0;
+      const wider = target.scrollWidth > target.clientWidth;
+      target.classList.toggle("wider", wider);
+      if (wider) target.tabIndex = 0;
       else target.removeAttribute("tabindex");
     }
   });

@@ -5,11 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import LinearGaussian, figures, run, tiny_vae
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import vae_data
+import vae_distributions
 import vae_helpers as lab
+import vae_networks
+from tools import LinearGaussian, figures, run, tiny_vae
 
 thorough = settings(derandomize=True, deadline=None, database=None, max_examples=300)
 brief = settings(thorough, max_examples=40)
@@ -37,7 +40,6 @@ CHANNELS = {"net": 2, "levels": 2}  # that the network gives for each of the dat
 PRIORS = {
     "Gaussian": lambda encoder, dim, x: lab.PriorGaussian(dim),
     "mixture": lambda encoder, dim, x: lab.PriorMixture(dim, 3),
-    "Vamp": lambda encoder, dim, x: lab.PriorVamp(encoder, x[:2]),
     "autoregressive": lambda encoder, dim, x: lab.PriorAutoregressive(dim, 8, 2),
 }
 models = set()  # that were looked at
@@ -59,10 +61,10 @@ def test_loss_and_gradients_are_finite_and_shapes_right_for_all_data_and_models(
         event = event or (2,)  # a scalar has no channels
         out = (CHANNELS[decoder] * event[0], *event[1:])
     x = suit(torch.randn(batch, *event, dtype=dtype), size)
-    encoder = lab.EncoderGaussian(lab.mlp(event, [8], 2 * dim)).to(dtype)
+    encoder = lab.EncoderGaussian(vae_networks.mlp(event, [8], 2 * dim)).to(dtype)
     vae = lab.VAE(
         encoder,
-        make(lab.mlp(dim, [8], out)),
+        make(vae_networks.mlp(dim, [8], out)),
         PRIORS[prior](encoder, dim, x),
         beta,
         analytic_kl=analytic,
@@ -149,9 +151,9 @@ def test_training_on_degenerate_images_stays_finite(edge, decoder, precision):
     make, _ = DECODERS[decoder]
     x = EDGES[edge].round() if decoder == "Bernoulli" else EDGES[edge]
     if decoder == "levels":
-        x = lab.scale((255 * x).round().byte())
+        x = vae_data.scale((255 * x).round().byte())
     vae = tiny_vae((1, 8, 8))
-    vae.decoder = make(lab.mlp(2, [8], (CHANNELS.get(decoder, 1), 8, 8)))
+    vae.decoder = make(vae_networks.mlp(2, [8], (CHANNELS.get(decoder, 1), 8, 8)))
     history = run(vae, x, epochs=40, lr=0.05, batch_size=8, precision=precision)
     assert np.isfinite(history.train).all()
     assert np.isfinite(history.test).all()
@@ -163,7 +165,7 @@ def test_training_on_degenerate_images_stays_finite(edge, decoder, precision):
 def test_data_in_the_millions_train_to_finite_numbers(scale, shift):
     data = 1e6 * torch.randn(32, 6) + shift
     vae = tiny_vae()
-    vae.decoder = lab.DecoderGaussian(lab.mlp(2, [8], 12 if scale == "net" else 6), scale)
+    vae.decoder = lab.DecoderGaussian(vae_networks.mlp(2, [8], 12 if scale == "net" else 6), scale)
     history = run(vae, data, epochs=20)
     assert np.isfinite(history.train).all()
     assert history.test_mean[-1] < history.test_mean[0]
@@ -174,12 +176,22 @@ def test_a_sigma_driven_to_its_floor_stays_there_and_the_density_is_bounded(scal
     # The same point again and again: without a floor its density would grow without end.
     data = torch.zeros(16, 6)
     vae = tiny_vae()
-    vae.decoder = lab.DecoderGaussian(lab.mlp(2, [8], 12 if scale == "net" else 6), scale)
-    history = run(vae, data, epochs=300, lr=0.05)
+    vae.decoder = lab.DecoderGaussian(vae_networks.mlp(2, [8], 12 if scale == "net" else 6), scale)
+    with pytest.warns(UserWarning, match="long as usual"):
+        history = run(vae, data, epochs=300, lr=0.05)
     with torch.no_grad():
         sigma = vae.decoder(torch.zeros(1, 2)).stddev
-    assert (sigma >= np.float32(lab.MIN_SCALE)).all()
-    assert sigma.min() < 10 * lab.MIN_SCALE  # it was driven there, from 0.1 or more
-    highest = 6 * math.log(1 / (lab.MIN_SCALE * math.sqrt(2 * math.pi)))
+    assert (sigma >= np.float32(vae_distributions.MIN_SCALE)).all()
+    assert sigma.min() < 10 * vae_distributions.MIN_SCALE  # it was driven there, from 0.1 or more
+    highest = 6 * math.log(1 / (vae_distributions.MIN_SCALE * math.sqrt(2 * math.pi)))
     assert -highest < history.test_mean[-1] < -0.5 * highest
     assert np.isfinite(history.train).all()
+
+
+def test_a_learned_sigma_at_its_floor_is_told():
+    vae = tiny_vae()
+    with torch.no_grad():
+        vae.decoder.log_scale.fill_(-0.6)
+    assert vae.decoder.scale.item() < 1.01 * vae_distributions.MIN_SCALE
+    with pytest.warns(UserWarning, match=r"reached its floor, 0\.001"):
+        run(vae, torch.zeros(64, 6), lr=1e-12)

@@ -5,12 +5,13 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from conftest import ForeignPrior, FullCovariance, run, tiny_vae
 from torch import nn
 from torch.distributions import Binomial, Independent, Laplace
 from torchvision.models import resnet18
 
 import vae_helpers as lab
+import vae_networks
+from tools import ForeignPrior, FullCovariance, run, tiny_vae
 
 LATENTS = 2
 KINDS = {"images": (1, 8, 8), "signals": (2, 12), "table": (7,), "points": (2,)}
@@ -30,22 +31,21 @@ class DecoderBinomial(lab.Conditional):
 def convolutional(shape, outputs):
     """A network for images or for 1-D signals."""
     if len(shape) == 3:
-        return lab.conv_encoder(shape, outputs, width=4)
+        return vae_networks.conv_encoder(shape, outputs, width=4)
     first = nn.Conv1d(shape[0], 4, 4, stride=2, padding=1)
     return nn.Sequential(first, nn.SiLU(), nn.Flatten(), nn.Linear(4 * shape[1] // 2, outputs))
 
 
 ENCODERS = {
-    "mlp": lambda shape: lab.EncoderGaussian(lab.mlp(shape, [16], 2 * LATENTS)),
+    "mlp": lambda shape: lab.EncoderGaussian(vae_networks.mlp(shape, [16], 2 * LATENTS)),
     "conv": lambda shape: lab.EncoderGaussian(convolutional(shape, 2 * LATENTS)),
     "full covariance": lambda shape: FullCovariance(
-        lab.mlp(shape, [16], LATENTS + LATENTS**2), LATENTS
+        vae_networks.mlp(shape, [16], LATENTS + LATENTS**2), LATENTS
     ),
 }
 PRIORS = {
     "Gaussian": lambda encoder, shape: lab.PriorGaussian(LATENTS),
     "mixture": lambda encoder, shape: lab.PriorMixture(LATENTS, 3),
-    "Vamp": lambda encoder, shape: lab.PriorVamp(encoder, torch.rand(4, *shape)),
     "autoregressive": lambda encoder, shape: lab.PriorAutoregressive(LATENTS, 8, 2),
 }
 DECODERS = {
@@ -63,7 +63,7 @@ DECODERS = {
 def decoder_of(name, shape):
     """The decoder with the network that it needs: some ask for several channels per channel."""
     for channels in range(1, 9):
-        decoder = DECODERS[name](lab.mlp(LATENTS, [16], (channels * shape[0], *shape[1:])))
+        decoder = DECODERS[name](vae_networks.mlp(LATENTS, [16], (channels * shape[0], *shape[1:])))
         try:
             fits = decoder(torch.zeros(3, LATENTS)).event_shape == shape
         except ValueError:  # it says that it needs more
@@ -145,7 +145,7 @@ def test_a_decoder_for_other_data_is_refused_with_the_remedy(kind, decoder, reme
 @pytest.mark.parametrize("kind", ["table", "points"])
 def test_a_convolutional_network_for_data_that_are_no_images_is_refused(kind):
     with pytest.raises(ValueError, match=r"channels, height, width"):
-        lab.conv_encoder(KINDS[kind], 4)
+        vae_networks.conv_encoder(KINDS[kind], 4)
 
 
 # ---------------------------------------------------------------- foreign parts, exchanged
@@ -173,7 +173,7 @@ def generator_decoder():
     """The generator of a GAN, which asks for (B, D, 1, 1)."""
     return lab.DecoderGaussian(
         nn.Sequential(
-            lab.Reshape((LATENTS, 1, 1)),
+            vae_networks.Reshape((LATENTS, 1, 1)),
             nn.ConvTranspose2d(LATENTS, 8, 4),
             nn.BatchNorm2d(8),
             nn.ReLU(),
@@ -188,8 +188,8 @@ def generator_decoder():
         ("encoder", residual_encoder),
         ("encoder", lambda: ENCODERS["full covariance"]((1, 8, 8))),
         ("decoder", generator_decoder),
-        ("decoder", lambda: DecoderLaplace(lab.mlp(LATENTS, [16], (1, 8, 8)))),
-        ("decoder", lambda: lab.DecoderGaussian(lab.conv_decoder(LATENTS, (1, 8, 8), 4))),
+        ("decoder", lambda: DecoderLaplace(vae_networks.mlp(LATENTS, [16], (1, 8, 8)))),
+        ("decoder", lambda: lab.DecoderGaussian(vae_networks.conv_decoder(LATENTS, (1, 8, 8), 4))),
         ("prior", lambda: ForeignPrior(LATENTS)),
         ("prior", lambda: lab.PriorMixture(LATENTS, 5)),
     ],

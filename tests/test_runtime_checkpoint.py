@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import figures, quick_processes, run, tiny_vae
 
 import vae_helpers as lab
+import vae_runtime
+from tools import Executed, figures, quick_processes, run, tiny_vae
 
 SETTINGS = {"epochs": 5, "batch_size": 16, "lr": 0.01}
 POINTS = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
-TICKS = 1 + 5 * (4 + 1)  # evaluation before training, then per epoch 4 steps and an evaluation
+TICKS = 2 + 5 * (4 + 1)  # a look at the data, an evaluation; per epoch 4 steps and an evaluation
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and permissions")
 
@@ -34,6 +35,9 @@ class Noisy:
             signal.raise_signal(signal.SIGINT)
         self.calls += 1
         return x + 0.1 * torch.rand_like(x)
+
+    def __repr__(self):  # whatever it counts, a checkpoint takes it for the same transform
+        return "Noisy()"
 
 
 def mixture_vae(seed=1):
@@ -75,7 +79,7 @@ def uninterrupted(tmp_path_factory):
 def begun(tmp_path):
     """A checkpoint of two epochs."""
     path = tmp_path / "checkpoint.pt"
-    train(path, transform=Noisy(interrupt_at=1 + 2 * 5))
+    train(path, transform=Noisy(interrupt_at=2 + 2 * 5))
     return path
 
 
@@ -89,7 +93,7 @@ interrupted = set()
 def test_ctrl_c_at_any_step_loses_the_running_epoch_only(tick, tmp_path, uninterrupted, capsys):
     path, model = tmp_path / "checkpoint.pt", mixture_vae()
     history = train(path, model, transform=Noisy(interrupt_at=tick))
-    finished = max(0, (tick - 1) // 5)
+    finished = max(0, (tick - 2) // 5)
     assert len(history) == finished
     assert f"holds {finished} of {SETTINGS['epochs']} epochs" in capsys.readouterr().out
     assert model.elbo(POINTS).value.isfinite().all()
@@ -133,14 +137,17 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
         ({"model": tiny_vae(latents=3, prior=lab.PriorMixture(3, 3))}, "model"),
         ({"model": tiny_vae(prior=lab.PriorMixture(2, 4))}, "parameters"),
         ({"model": tiny_vae(prior=lab.PriorMixture(2, 3), beta=2)}, r"beta \(1.0 there, 2.0 here"),
-        ({"data": POINTS[:49], "test": POINTS}, r"train points \(50 there, 49 here\)"),
-        ({"test": POINTS[:49]}, r"test points \(50 there, 49 here\)"),
+        ({"data": POINTS[:49], "test": POINTS}, r"train \(50 points \w+ there, 49 points"),
+        ({"test": POINTS[:49]}, r"test \(50 points \w+ there, 49 points"),
+        ({"data": 100 * POINTS, "test": POINTS}, r"train \(50 points"),
+        ({"test": POINTS.flip(0)}, r"test \(50 points"),
+        ({"kl_warmup": 2}, "kl_warmup"),
         ({"epochs": 6}, r"epochs \(5 there, 6 here\)"),
         ({"batch_size": 17}, "batch_size"),
         ({"lr": 0.02}, "lr"),
         ({"schedule": "constant"}, "schedule"),
         ({"seed": 1}, "seed"),
-        ({"cloud": 10}, "cloud"),
+        ({"keep_points": 10}, "keep_points"),
         ({"transform": None}, "transform"),
         ({"precision": "bfloat16"}, "precision"),
         ({"lr": 0.02, "seed": 1}, r"lr .*, seed"),
@@ -200,24 +207,14 @@ def test_files_of_another_kind_are_refused(tmp_path, stranger):
         train(path)
 
 
-class Crafted:
-    """Unpickled, it makes a folder."""
-
-    def __init__(self, folder):
-        self.folder = str(folder)
-
-    def __reduce__(self):
-        return os.mkdir, (self.folder,)
-
-
 @pytest.mark.parametrize("writer", [pickle.dumps, torch.save])
 def test_a_crafted_checkpoint_is_not_executed(tmp_path, writer):
     path, mark = tmp_path / "checkpoint.pt", tmp_path / "executed"
     if writer is torch.save:
-        torch.save({"settings": Crafted(mark), "history": {}}, path)
+        torch.save({"settings": Executed(mark), "history": {}}, path)
         torch.load(path, weights_only=False)
     else:
-        path.write_bytes(pickle.dumps(Crafted(mark)))
+        path.write_bytes(pickle.dumps(Executed(mark)))
         pickle.loads(path.read_bytes())
     mark.rmdir()  # so it was there: the file is a weapon indeed
     path.write_bytes(sealed(path.read_bytes()))
@@ -228,7 +225,7 @@ def test_a_crafted_checkpoint_is_not_executed(tmp_path, writer):
 
 def test_a_crafted_history_is_not_executed(tmp_path):
     path, mark = tmp_path / "history.npz", tmp_path / "executed"
-    np.savez(path, train=np.array([Crafted(mark)], dtype=object))
+    np.savez(path, train=np.array([Executed(mark)], dtype=object))
     with np.load(path, allow_pickle=True) as arrays:
         arrays["train"]
     mark.rmdir()
@@ -273,7 +270,7 @@ def test_a_disk_that_fills_up_during_the_write(room, begun, monkeypatch, uninter
     before, model = begun.read_bytes(), mixture_vae()
     limit = room if room >= 0 else len(before) - 1
     with monkeypatch.context() as patch:
-        patch.setattr(lab, "open", lambda *a: Limited(*a, limit, full), raising=False)
+        patch.setattr(vae_runtime, "open", lambda *a: Limited(*a, limit, full), raising=False)
         with pytest.raises(OSError, match=r"checkpoint\.pt .*No space left.* trained for 3 epochs"):
             train(begun, model)
     assert begun.read_bytes() == before

@@ -1,0 +1,149 @@
+"""What several test files need: small models, an exactly solvable one, and small tools."""
+
+import math
+import multiprocessing
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.stats import multivariate_normal
+from torch import nn
+from torch.distributions import MultivariateNormal
+
+import vae_helpers as lab
+from vae_distributions import MIN_SCALE
+from vae_networks import mlp
+
+ROOT = Path(__file__).resolve().parent.parent
+
+figures = {}  # what tests counted and measured, each line written once its test has passed
+
+
+def raised(number):
+    """The network's output for a scale: the inverse of softplus plus the floor."""
+    return math.log(math.expm1(number - MIN_SCALE))
+
+
+def within(estimates, truth, errors=5.0):
+    """Whether the mean of independent estimates (first axis) agrees with the truth."""
+    estimates = np.asarray(estimates)
+    error = estimates.std(0, ddof=1) / math.sqrt(len(estimates))
+    return np.all(np.abs(estimates.mean(0) - np.asarray(truth)) <= errors * error + 1e-12)
+
+
+def generator_states():
+    """Where all generators stand that a library might disturb."""
+    return torch.get_rng_state().tolist(), random.getstate(), repr(np.random.get_state())
+
+
+class FullCovariance(nn.Module):
+    """An encoder that is none of the lab's: q(z|x) with a full covariance matrix."""
+
+    def __init__(self, net, dim):
+        super().__init__()
+        self.net, self.dim = net, dim
+
+    def forward(self, x):
+        loc, raw = self.net(x).split([self.dim, self.dim**2], dim=1)
+        raw = raw.view(-1, self.dim, self.dim)
+        diagonal = F.softplus(raw.diagonal(dim1=1, dim2=2)) + 0.01
+        return MultivariateNormal(loc, scale_tril=raw.tril(-1) + diagonal.diag_embed())
+
+
+class ForeignPrior(nn.Module):
+    """A prior that is none of the lab's."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.register_buffer("loc", torch.zeros(dim))
+
+    def forward(self):
+        eye = torch.eye(len(self.loc), device=self.loc.device, dtype=self.loc.dtype)
+        return MultivariateNormal(self.loc, eye)
+
+
+class Executed:
+    """Leaves a trace, a new folder, wherever its pickle is loaded."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.trace),)
+
+
+class LinearGaussian:
+    """p(z) = N(0, I), x|z = N(Wz + b, s²I): all is known. W's columns are orthogonal, and so the
+    posterior is diagonal: ``EncoderGaussian`` with a linear network can be it, exactly."""
+
+    def __init__(self, dims=5, latents=2, s=0.5):
+        rng = np.random.default_rng(0)
+        self.dims, self.latents, self.s = dims, latents, s
+        self.w = np.linalg.qr(rng.normal(size=(dims, latents)))[0] * rng.uniform(1, 2, latents)
+        self.b = rng.normal(size=dims)
+        self.variance = 1 / (1 + (self.w**2).sum(0) / s**2)  # of the posterior
+        self.gain = (self.variance * self.w / s**2).T  # posterior mean = gain (x − b)
+
+    def covariance(self):
+        return self.w @ self.w.T + self.s**2 * np.eye(self.dims)
+
+    def log_p(self, x):
+        return multivariate_normal(self.b, self.covariance()).logpdf(np.asarray(x))
+
+    def data(self, n):
+        rng = np.random.default_rng(1)
+        return torch.from_numpy(rng.multivariate_normal(self.b, self.covariance(), n))
+
+    def vae(self, shift=0.0, widen=1.0, **options):
+        """The model in float64, q being the posterior, or that shifted and widened."""
+        encoder = nn.Linear(self.dims, 2 * self.latents)
+        decoder = nn.Linear(self.latents, self.dims)
+        with torch.no_grad():
+            rows = np.vstack([self.gain, np.zeros_like(self.gain)])
+            scales = [raised(scale) for scale in widen * np.sqrt(self.variance)]
+            bias = np.concatenate([shift - self.gain @ self.b, scales])
+            parameters = (encoder.weight, encoder.bias, decoder.weight, decoder.bias)
+            for parameter, value in zip(parameters, (rows, bias, self.w, self.b), strict=True):
+                parameter.data = torch.from_numpy(value)
+        return lab.VAE(
+            lab.EncoderGaussian(encoder),
+            lab.DecoderGaussian(decoder, scale=self.s),
+            lab.PriorGaussian(self.latents),
+            **options,
+        ).double()
+
+
+def tiny_vae(shape=(6,), latents=2, decoder=lab.DecoderGaussian, prior=None, **options):
+    """A VAE of the lab's own parts, with 8 hidden units."""
+    return lab.VAE(
+        lab.EncoderGaussian(mlp(shape, [8], 2 * latents)),
+        decoder(mlp(latents, [8], shape)),
+        prior or lab.PriorGaussian(latents),
+        **options,
+    )
+
+
+def run(model, data, **settings):
+    """``fit`` for tests: in float32 on the CPU, the data being their own test set."""
+    given = {"epochs": 1, "device": "cpu", "precision": "float32", "progress": False}
+    return lab.fit(model, data, settings.pop("test", data), **(given | settings))
+
+
+def quick_processes():
+    """A ``multiprocessing`` context that forks from a server which has imported PyTorch: children
+    start in a fraction of a second, and none inherits what the tests have done so far."""
+    if os.name != "posix":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    # torch._dynamo is what the first optimizer of a process imports, which takes seconds.
+    context.set_forkserver_preload(["torch._dynamo", "scipy.stats", "pytest"])
+    return context
+
+
+def missing(reason):
+    """Skip where a tool is missing; on CI, where it must be there, fail."""
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)

@@ -1,0 +1,195 @@
+"""Every figure of the lab, drawn from the numbers alone, and each told in words as well.
+
+The learning curve has a module of its own, style and files another; all names are here.
+Units are nats per data point. Drawing disturbs no generator.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from vae_canvas import (
+    CLASS_COLORS,
+    DOTS,
+    GREY,
+    TEST_COLOR,
+    TRAIN_COLOR,
+    WIDTH,
+    LabFigure,
+    describe,
+    ink,
+    new_figure,
+    number,
+    save_figure,
+    set_ticks,
+    styled,
+)
+from vae_helpers import looking_at
+from vae_learning_curve import plot_learning_curve
+
+if TYPE_CHECKING:
+    from vae_diagnostics import LatentUnits
+    from vae_helpers import VAE
+
+__all__ = [
+    "CLASS_COLORS",
+    "TEST_COLOR",
+    "TRAIN_COLOR",
+    "LabFigure",
+    "decoded_plane",
+    "new_figure",
+    "plot_images",
+    "plot_latents",
+    "plot_learning_curve",
+    "plot_manifold",
+    "plot_rate_distortion",
+    "plot_units",
+    "save_figure",
+]
+
+
+@styled()
+def plot_images(rows: dict[str, Tensor], captions: dict[str, list[str]] | None = None) -> LabFigure:
+    """Rows of images ``(n, C, H, W)``, 8-bit or in [0, 1], named at the left, captioned below."""
+    columns = max(7, *(len(images) for images in rows.values()))
+    left, below = 1.35, 0.27 if captions else 0.05  # inches
+    strips = [_strip(images, columns) for images in rows.values()]
+    heights = [(WIDTH - left) * len(strip) / len(strip[0]) for strip in strips]
+    top = total = sum(heights) + below * len(rows)
+    figure: Any = plt.figure(figsize=(WIDTH, total), layout="none", FigureClass=LabFigure)
+    for name, strip, height in zip(rows, strips, heights, strict=True):
+        place = (left / WIDTH, (top - height) / total, 1 - left / WIDTH, height / total)
+        ax = figure.add_axes(place)
+        ax.imshow(strip, extent=(0, columns, 0, 1), aspect="auto")
+        ax.axis("off")
+        ax.text(-0.1, 0.5, textwrap.fill(name, 16), fontsize=10.5, ha="right", va="center")
+        for column, caption in enumerate((captions or {}).get(name, [])):
+            ax.annotate(caption, (column + 0.5, 0), (0, -2), textcoords="offset points",
+                        ha="center", va="top", color=GREY)  # fmt: skip
+        top -= height + below
+    said = "; ".join(f"{name} ({len(images)})" for name, images in rows.items())
+    return describe(ax, f"Rows of images: {said}.")
+
+
+def _strip(images: Tensor, columns: int) -> np.ndarray:
+    """Images ``(n, C, H, W)`` side by side, RGB; white where there are fewer than ``columns``."""
+    tiles = torch.ones(columns, 3, *images.shape[2:])
+    for tile, image in zip(tiles, images, strict=False):
+        tile.copy_(ink(image))
+    strip: np.ndarray = make_grid(tiles, columns, pad_value=1)[:, 1:-1, 1:-1].numpy()
+    return strip.transpose(1, 2, 0)
+
+
+@styled()
+def plot_latents(z: Tensor, labels: Tensor, ax: Axes | None = None) -> LabFigure:
+    """Points ``(N, 2)`` of the latent plane, coloured by label and named where their median is."""
+    ax = new_figure()[1] if ax is None else ax
+    points, classes = z.detach().cpu().numpy(), labels.cpu().numpy()
+    names = np.unique(classes).tolist()
+    for name in names:
+        x, y = points[classes == name].T
+        ax.plot(x, y, color=CLASS_COLORS[name % 10], ms=4, alpha=0.6, **DOTS)
+    ax.set(xlabel="$z_1$", ylabel="$z_2$")
+    ax.set_aspect("equal", "datalim")
+    medians = np.array([np.median(points[classes == name], 0) for name in names])
+    for name, (x, y) in zip(names, _apart(medians, 0.08 * np.ptp(points)), strict=True):
+        box = {"boxstyle": "circle,pad=0.25", "fc": "w", "ec": CLASS_COLORS[name % 10], "lw": 2.5}
+        ax.text(x, y, str(name), fontsize=11, weight="bold", ha="center", va="center", bbox=box)
+    places = zip(names, medians.tolist(), strict=True)
+    told = ", ".join(f"{name} at ({number(x, 1)}, {number(y, 1)})" for name, (x, y) in places)
+    text = f"{len(z):,} data points in the latent plane, coloured by label, with their medians:"
+    return describe(ax, f"{text} {told}.")
+
+
+def _apart(places: np.ndarray, distance: float) -> np.ndarray:
+    """The places ``(n, 2)``, pushed from each other until none are closer than ``distance``."""
+    turn = np.arange(len(places))[:, None] + [0, np.pi / 2]
+    places = places + 1e-3 * distance * np.cos(turn)  # so that equal places differ
+    for _ in range(200):
+        away = places[:, None] - places
+        far = np.linalg.norm(away, axis=-1, keepdims=True) + 1e-30
+        places = places + 0.3 * (np.clip(distance - far, 0, None) * away / far).sum(1)
+    return places
+
+
+@styled()
+def plot_units(units: LatentUnits, ax: Axes | None = None) -> LabFigure:
+    """KL per latent dimension, largest first, the active ones in colour."""
+    ax = new_figure(figsize=(WIDTH, 2.8))[1] if ax is None else ax
+    order = units.kl.argsort(descending=True)
+    kl, active = units.kl[order].tolist(), units.active[order].tolist()
+    ax.bar(range(1, len(kl) + 1), kl, color=[TRAIN_COLOR if a else "#BBBBBB" for a in active])
+    ax.set(xlabel="latent dimension, sorted", ylabel="KL (nats)", xlim=(0.3, len(kl) + 0.7))
+    set_ticks(ax.xaxis, 10, integer=True)
+    set_ticks(ax.yaxis, 5)
+    said = f"{sum(active)} of {len(kl)} latent dimensions are active"
+    ax.set_title(f"{said}, {number(sum(kl), 1)} nats in all")
+    return describe(ax, f"{ax.get_title(loc='left')}; the largest has {number(kl[0], 1)}.")
+
+
+@styled()
+def plot_manifold(model: VAE, ax: Axes | None = None, side: int = 18) -> LabFigure:
+    """The decoder's means over a grid of the latent plane, for a model with D = 2 on images."""
+    ax = new_figure()[1] if ax is None else ax
+    limit = 2.5  # within it lie nearly 99 % of a standard normal
+    half = limit * side / (side - 1)
+    tiles = torch.stack([ink(image) for image in decoded_plane(model, limit, side)])
+    picture = make_grid(tiles, side, padding=0).permute(1, 2, 0).numpy()
+    ax.imshow(picture, extent=(-half, half, -half, half))
+    ax.set(xlabel="$z_1$", ylabel="$z_2$")
+    text = f"What the decoder draws on {side} × {side} points of the latent plane"
+    return describe(ax, f"{text}, from −{limit} to {limit} along z₁ and z₂.")
+
+
+def decoded_plane(model: VAE, limit: float, side: int) -> Tensor:
+    """Means ``(side², C, H, W)`` over [−limit, limit]², read as a page: z₁ to the right, z₂ up."""
+    line = torch.linspace(-limit, limit, side)
+    grid = torch.cartesian_prod(-line, line).flip(1).to(next(model.parameters()))
+    with looking_at(model):
+        means: Tensor = model.decoder(grid).mean
+    return means.cpu()
+
+
+@styled()
+def plot_rate_distortion(
+    points: dict[float, tuple[float, float]], ax: Axes | None = None
+) -> LabFigure:
+    """(Rate, distortion) in nats by β, and diagonals of equal sum, which is the −ELBO.
+
+    Both axes have one scale. A diagonal begins, at rate 0, where the distortion is its −ELBO.
+    """
+    ax = new_figure(figsize=(WIDTH, 5.4))[1] if ax is None else ax
+    betas = sorted(points)
+    rate, distortion = np.array([points[beta] for beta in betas], float).T
+    left = min(0.0, rate.min())
+    height = max(1.25 * np.ptp(distortion), 0.8 * (rate.max() - left)) or 1.0
+    bottom = (distortion.max() + distortion.min() - height) / 2
+    right, top = left + 1.6 * height, bottom + height
+    ax.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
+    set_ticks(ax.xaxis, 6)
+    set_ticks(ax.yaxis, 6)
+    lowest = int((rate + distortion).argmin())
+    best = (rate + distortion)[lowest]
+    for total in (best, *ax.yaxis.get_major_locator().tick_values(left + bottom, right + top)):
+        ends = np.array([left, right])
+        ax.plot(ends, total - ends, color="#999999", lw=1.8 if total == best else 0.8, zorder=0)
+        if left < total - top < right and total != best:
+            ax.text(total - top, top, number(total), color=GREY, ha="center", va="bottom")
+    ax.plot(rate, distortion, "o-", color=TEST_COLOR, lw=2, ms=7, mec="white")
+    for beta, x, y in zip(betas, rate, distortion, strict=True):
+        ax.annotate(f"β = {beta:g}", (x, y), (8, 7), textcoords="offset points", fontsize=10.5,
+                    bbox={"fc": "white", "ec": "none", "pad": 1})  # fmt: skip
+    ax.set(xlabel="rate: KL (nats)", ylabel="distortion: −log p(x|z) (nats)")
+    said = f"The lowest −ELBO, {number(best, 1)} at β = {betas[lowest]:g}"
+    ax.set_title(f"Along a diagonal the −ELBO is the same. {said}, is bold.", pad=16)
+    pairs = (" and ".join(number(value, 1) for value in points[beta]) for beta in betas)
+    told = "; ".join(f"β = {beta:g}: {pair}" for beta, pair in zip(betas, pairs, strict=True))
+    return describe(ax, f"Rate and distortion in nats. {told}. {said}, is the bold diagonal.")
