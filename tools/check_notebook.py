@@ -6,6 +6,7 @@ the machine; `figures/` must hold what it shows; the HTML must have been exporte
 notebook. And it must be short, its cells compute or tell, and its numbers are in one style.
 """
 
+import ast
 import hashlib
 import re
 import statistics
@@ -141,9 +142,10 @@ def _words(text: str) -> int:
 
 
 def _words_in_strings(source: str) -> int:
-    """Words in strings of some length, but for alternative texts."""
-    strings = re.findall(r"f?\"([^\"]{30,})\"", source)
-    return sum(_words(s) for s in strings if "alt" not in source.split(s)[0][-40:])
+    """Words in string literals of 30 characters or more, docstrings included."""
+    tree = ast.parse(source)
+    texts = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)]
+    return sum(_words(text) for text in texts if isinstance(text, str) and len(text) >= 30)
 
 
 def _number_faults(notebook: NotebookNode) -> Iterator[str]:
