@@ -98,7 +98,8 @@ def tiny_vae_again():
 def test_its_line_tells_epochs_time_and_both_curves():
     history = history_of(np.full((3, 4), -1212.25), np.full((2, 4), -13.75))
     expected = (
-        "2 epochs in 1 s: -ELBO train -13.75 +/- 0.00, test -1,212.25 +/- 0.00 nats per data point"
+        "2 epochs in 1 s: -ELBO train -13.75 +/- 0.00, test -1,212.25 +/- 0.00 nats per data "
+        "point; gradient bounded in 1 steps"
     )
     assert repr(history) == expected
     shown = expected.replace("+/-", "±").replace("-", "−")
