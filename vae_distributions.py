@@ -49,6 +49,10 @@ MIN_SCALE = 1e-3
 # one of its ends, whose density has no bound. This one matches that of the scales.
 MAX_LOGIT = 1e3
 
+# Below this |l| a continuous Bernoulli is computed from its series, whose rest is less than 1e-8:
+# the formula would lose digits in differences of nearly equal numbers.
+_SERIES = 0.2
+
 
 def widened(out: Any) -> Any:
     """A tensor, or those in a tuple or list, in float32 where they are narrower floats."""
@@ -140,8 +144,8 @@ class ContinuousBernoulli(Distribution):
     """p(x) = eˡˣ l / (eˡ − 1) on [0, 1], elementwise by logits l (Loaiza-Ganem & Cunningham 2019).
 
     PyTorch's own clamps its probabilities: beyond |l| = 15.9 its density does not integrate to one.
-    Here all of it is computed from |l| by ``expm1``. Beyond ``MAX_LOGIT`` the density is that at
-    the bound, where the gradient still points the way back.
+    Here all of it is computed from |l| by ``expm1``, or near 0 by a series. Beyond ``MAX_LOGIT``
+    the density is that at the bound, where the gradient still points the way back.
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
@@ -151,33 +155,29 @@ class ContinuousBernoulli(Distribution):
         super().__init__(logits.shape, validate_args=False)
         self.logits = logits + (logits.clamp(-MAX_LOGIT, MAX_LOGIT) - logits).detach()
 
-    @property
-    def _steepness(self) -> Tensor:
-        """|l|, moved away from 0, where the quotients below would be 0/0 and x is uniform."""
-        return self.logits.abs().clamp_min(1e-3)
-
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density of each value in nats, in the shape of ``value``."""
-        a = self._steepness
-        # With x measured from the likelier end, log p = −|l| x − log((1 − e⁻ᵃ) / a), a = |l|.
-        distance = torch.where(self.logits > 0, 1 - value, value)
-        flat = -0.5 * self.logits.abs() + self.logits**2 / 24  # that logarithm near 0
-        exact = torch.log(-torch.expm1(-a) / a)
-        return -self.logits.abs() * distance - torch.where(self.logits.abs() < 1e-3, flat, exact)
+        logits, a = self.logits, self.logits.abs().clamp_min(_SERIES)
+        # With x measured from the likelier end, log p = −|l| x − log((1 − e^−|l|) / |l|).
+        distance = torch.where(logits > 0, 1 - value, value)
+        exact = -a * distance - torch.log(-torch.expm1(-a) / a)
+        near_zero = logits * (value - 0.5) - logits**2 / 24 + logits**4 / 2880
+        return torch.where(logits.abs() < _SERIES, near_zero, exact)
 
     @property
     def mean(self) -> Tensor:
         """E[x], in the shape of the logits."""
-        a = self._steepness
-        from_its_end = torch.where(
-            self.logits.abs() < 1e-3, 0.5 - self.logits.abs() / 12, 1 / a - 1 / torch.expm1(a)
-        )
-        return torch.where(self.logits > 0, 1 - from_its_end, from_its_end)
+        logits, a = self.logits, self.logits.abs().clamp_min(_SERIES)
+        from_its_end = 1 / a + torch.exp(-a) / torch.expm1(-a)
+        exact = torch.where(logits > 0, 1 - from_its_end, from_its_end)
+        near_zero = 0.5 + logits / 12 - logits**3 / 720 + logits**5 / 30240
+        return torch.where(logits.abs() < _SERIES, near_zero, exact)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw by the inverse of the distribution function, ``(*sample_shape, *shape)``."""
-        u = torch.rand(torch.Size(sample_shape) + self.logits.shape).to(self.logits)
-        a = self._steepness
+        shape = torch.Size(sample_shape) + self.logits.shape
+        u = torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device)
+        a = self.logits.abs().clamp_min(1e-6)  # away from 0/0
         from_its_end = (-torch.log1p(u * torch.expm1(-a)) / a).clamp(0, 1)
         return torch.where(self.logits > 0, 1 - from_its_end, from_its_end)
 

@@ -78,7 +78,7 @@ from vae_runtime import (
     seeded,
     whole_number,
 )
-from vae_steps import SCHEDULES, bound_gradient, check_rate
+from vae_steps import SCHEDULES, bound_gradient, check_rate, default_batch_size
 from vae_support import (
     checked_log_prob,
     checked_posterior,
@@ -534,8 +534,8 @@ def fit(
     test: Tensor | Dataset[Any],
     *,
     epochs: int,
-    batch_size: int = 128,
-    lr: float = 2e-3,
+    batch_size: int | None = None,
+    lr: float = 4e-3,
     schedule: Literal["one-cycle", "constant"] = "one-cycle",
     kl_warmup: int = 0,
     transform: Transform | None = None,
@@ -554,6 +554,7 @@ def fit(
     device. Under ``torch.distributed`` each process trains on its share of every batch.
 
     =============  =========================================================================
+    batch_size     by default 16 to 256, growing with the data set (``default_batch_size``)
     lr, schedule   peak learning rate; "one-cycle" warms up to it and anneals to zero
     kl_warmup      epochs over which β rises from 0 to the model's own; the curve is at β = 1
     device         by default CUDA, then MPS, then CPU; the model stays there
@@ -581,7 +582,7 @@ def fit(
     check_rate(lr, schedule)
     whole = {
         "epochs": whole_number("epochs", epochs),
-        "batch_size": whole_number("batch_size", batch_size),
+        "batch_size": None if batch_size is None else whole_number("batch_size", batch_size),
         "kl_warmup": whole_number("kl_warmup", kl_warmup, least=0),
         "seed": whole_number("seed", seed, least=0),
         "keep_points": None if keep_points is None else whole_number("keep_points", keep_points),
@@ -591,6 +592,7 @@ def fit(
     device, dtype = pick_device(device), wide_dtype(model)
     training = Batches(train, "train", device, dtype, transform, workers)
     held_out = Batches(test, "test", device, dtype, transform, workers)
+    settings["batch_size"] = settings["batch_size"] or default_batch_size(len(training))
     run = _Run(model.to(device), training, held_out, settings, checkpoint)
     history = run.resume()
     bar = run.bar(progress is True, len(history))
@@ -602,13 +604,13 @@ def fit(
             while len(history) < epochs:
                 run.add_epoch(history, bar)
                 run.save(history)
-                told = progress(history) if callable(progress) and not process()[0] else None
-                if not agreed(told is not False):
+                wish = progress(history) if callable(progress) and not process()[0] else None
+                if not agreed(not isinstance(wish, (bool, np.bool_)) or bool(wish)):
                     break
         except KeyboardInterrupt:
             print(f"interrupted: the history holds {len(history)} of {epochs} epochs")
     model.eval()
-    _warn_of(history, model, run.optimizer)
+    _warn_of(history, model, run.steps * len(history))
     return history
 
 
@@ -823,13 +825,13 @@ def _refuse_not_finite(model: VAE, x: Tensor, loss: Tensor, elbo: Elbo) -> None:
     raise FloatingPointError(f"the loss is {float(loss)}, while the ELBO is finite")
 
 
-def _warn_of(history: History, model: VAE, optimizer: torch.optim.Optimizer) -> None:
-    """Warn of what a finished run's numbers alone would not tell."""
-    bounded, steps = int(history.bounded.sum()), optimizer.param_groups[0].get("steps", 0)
-    if bounded > steps / 20:
+def _warn_of(history: History, model: VAE, steps: int) -> None:
+    """Warn of what the numbers of a run of so many steps alone would not tell."""
+    bounded = int(history.bounded.sum())
+    if bounded > max(steps / 20, 10):
         warnings.warn(
-            f"the gradient was more than three times as long as usual in {bounded} of {steps} "
-            "steps, and was bounded there: a lower lr may end better",
+            f"the gradient was more than three times as long as usual, or not finite, in {bounded} "
+            f"of {steps} steps, and was bounded there: a lower lr may end better",
             stacklevel=3,
         )
     scale = getattr(model.decoder, "log_scale", None)

@@ -1,4 +1,4 @@
-"""How a training step is taken: its learning rate, and a bound on its gradient."""
+"""How a training step is taken: its learning rate, its batch, and a bound on its gradient."""
 
 from __future__ import annotations
 
@@ -8,36 +8,50 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-__all__ = ["SCHEDULES", "bound_gradient", "check_rate"]
+__all__ = ["SCHEDULES", "bound_gradient", "check_rate", "default_batch_size"]
 
 
 def bound_gradient(optimizer: torch.optim.Optimizer) -> None:
     """Scale the gradient of the weights down to three times its usual norm, if it is longer.
 
     One batch far out of the ordinary can throw a model so far off that it does not come back: very
-    deep VAEs skip such steps (Child 2021, section 4). The usual norm is a running mean over a
-    hundred steps, and bounds nothing before it has seen as many. It lives in the optimizer's group
-    beside the number of bounded steps, and so in its checkpoints.
+    deep VAEs skip such steps (Child 2021, section 4). A gradient that is not finite, though the
+    loss is, becomes zero. The usual norm is the mean over the steps so far, and later a running
+    mean over a hundred. It lives in the optimizer's group beside the number of bounded steps, and
+    so in its checkpoints.
     """
     group = optimizer.param_groups[0]
-    steps, usual = group.get("steps", 0), group.get("usual_norm", 0.0)
+    steps, usual = group.get("steps", 0), group.get("usual_norm", math.inf)
     # Not a single number such as σ, whose gradient has a size of its own.
     gradients = [p.grad for p in group["params"] if p.ndim and p.grad is not None]
     if not gradients:
         return
-    limit = 3 * usual if steps >= _USUAL else math.inf
     norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
-    norm = float(torch.linalg.vector_norm(norms.double()))
+    norm, limit = float(torch.linalg.vector_norm(norms.double())), _LONGEST * usual
+    finite = math.isfinite(norm)
+    group["bounded"] = group.get("bounded", 0) + (norm > limit or not finite)
+    if not finite:
+        for gradient in gradients:
+            gradient.zero_()
+        return
     if norm > limit:
         for gradient in gradients:
             gradient.mul_(limit / norm)
-    group["bounded"] = group.get("bounded", 0) + (norm > limit)
-    if math.isfinite(norm):
-        group["steps"] = steps + 1
-        group["usual_norm"] = usual + (min(norm, limit) - usual) / min(steps + 1, _USUAL)
+    before = usual if steps else 0.0
+    group["steps"] = steps + 1
+    group["usual_norm"] = before + (min(norm, limit) - before) / min(steps + 1, _USUAL)
 
 
+_LONGEST = 3  # times the usual norm
 _USUAL = 100  # steps
+
+
+def default_batch_size(points: int) -> int:
+    """A power of two that grows with the data set: 16 up to 5,000 points, 256 from 43,000 on.
+
+    An epoch then has enough steps on a table of a few hundred rows, and few enough on images.
+    """
+    return 2 ** min(8, max(4, round(math.log2(points / 240))))
 
 
 def _one_cycle(done: np.ndarray) -> np.ndarray:

@@ -4,9 +4,9 @@ import gc
 import json
 import math
 import multiprocessing
+import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from benchmarks.large_data import Mapped, write
-from tools import figures, run, tiny_vae
+from tools import ROOT, figures, run, tiny_vae
 
 POINTS = torch.randn(103, 6, generator=torch.Generator().manual_seed(0))
 SETTINGS = {"epochs": 2, "batch_size": 16}
@@ -155,7 +155,8 @@ def test_2_million_points_in_a_file_larger_than_the_limit_of_memory(tmp_path):
     try:
         done = subprocess.run(
             [sys.executable, "-W", "error", "-c", LARGE_RUN, path],
-            capture_output=True, text=True, cwd=Path(__file__).parent, timeout=300,
+            env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
+            capture_output=True, text=True, timeout=300,
         )  # fmt: skip
     finally:
         path.unlink()  # pytest keeps the folders of its last runs

@@ -153,6 +153,16 @@ def test_a_minimum_within_the_longest_run_is_found_though_the_ends_agree():
     assert (found.verdict, found.best, found.rise.value) == ("overfitting", 1, pytest.approx(10))
 
 
+def test_the_lowest_value_may_be_a_shorter_runs():
+    level = np.linspace(-1, 1, 50)[:, None].T
+    curves = [np.r_[90.0, low, np.full(k, end)][:, None] + level
+              for low, k, end in ((30, 3, 60), (45, 7, 55), (45, 15, 50))]  # fmt: skip
+    trains = [np.linspace(80, 60 - 10 * k, 4 * 2**k)[:, None] + level for k in range(3)]
+    found = convergence(*map(history, curves, trains), tolerance=10)
+    assert (found.best, found.rise.value) == (1, pytest.approx(20))
+    assert found.verdict == "overfitting"
+
+
 def test_a_test_curve_that_rises_from_the_first_epoch_on_never_converges():
     rising = runs([30, 34, 36], train_ends=[20, 15, 12], start=20.0)
     found = convergence(*rising, tolerance=5)

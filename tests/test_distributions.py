@@ -2,6 +2,7 @@
 
 import math
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -129,24 +130,94 @@ def test_decoder_continuous_bernoulli_log_prob_has_its_normaliser(event):
     assert np.allclose(log_prob_of(decoder, x, z), expected, rtol=1e-7)
 
 
+LOGITS = [0, 1e-6, 9e-4, 1.1e-3, 0.03, 0.19, 0.21, 1, 4, 15.9, 16, 30, 100]
+LOGITS = [float(sign * size) for size in LOGITS for sign in (1, -1)]
+
+
+@pytest.mark.parametrize(("dtype", "off"), [(torch.float64, 1e-8), (torch.float32, 1e-6)])
+@pytest.mark.parametrize("logit", [*LOGITS, 999.0, -999.0])
+def test_the_continuous_bernoulli_is_exact_in_density_gradient_and_mean(logit, dtype, off):
+    given = torch.tensor([logit], dtype=dtype, requires_grad=True)
+    exact, p = mpmath.mpf(given.item()), vae_distributions.ContinuousBernoulli(given)
+    for x in (0.0, 0.001, 0.25, 0.5, 1.0):
+        found = p.log_prob(torch.tensor([x], dtype=dtype))
+        (slope,) = torch.autograd.grad(found.sum(), given)
+        with mpmath.workdps(60):
+            log_mass = mpmath.log((mpmath.exp(exact) - 1) / exact) if logit else mpmath.mpf(0)
+            mean = 1 + 1 / (mpmath.exp(exact) - 1) - 1 / exact if logit else mpmath.mpf(0.5)
+            truth = exact * mpmath.mpf(x) - log_mass
+        # Relative to the size of the terms: nobody can know e^999 better.
+        assert abs(found.item() - truth) <= off * max(1, abs(logit))
+        assert abs(slope.item() - (x - mean)) <= off
+        assert abs(p.mean.item() - mean) <= off
+
+
+def test_beyond_its_bound_the_continuous_bernoulli_has_the_density_at_the_bound():
+    bound = vae_distributions.MAX_LOGIT
+    logits = torch.tensor([1e4, bound], requires_grad=True)
+    p = vae_distributions.ContinuousBernoulli(logits)
+    log_prob = p.log_prob(torch.tensor([0.3, 0.3]))
+    assert log_prob[0] == log_prob[1]
+    (slope,) = torch.autograd.grad(log_prob[0], logits)
+    assert slope[0] == pytest.approx(0.3 - 1 + 1 / bound)  # and the way back is known
+    assert p.log_prob(torch.ones(2))[0].item() == pytest.approx(math.log(bound), rel=1e-6)
+
+
+def scale_raw(raw):
+    return lambda net: lab.DecoderGaussian(nn.Sequential(net, Fixed([[0.2, raw]])), "net")
+
+
 @pytest.mark.parametrize(
-    ("decoder", "out", "support"),
+    ("decoder", "out", "places"),
     [
-        (lab.DecoderGaussian, 0.2, (-8, 8.4)),
-        (lambda net: lab.DecoderGaussian(net, 0.3), 0.2, (-3, 3)),
-        (lab.DecoderContinuousBernoulli, 0.0, (0, 1)),
-        (lab.DecoderContinuousBernoulli, 4.0, (0, 1)),
+        (lab.DecoderGaussian, 0.2, (0.2, 1)),
+        (lambda net: lab.DecoderGaussian(net, 0.3), -100.0, (-100, 0.3)),
+        *((scale_raw(r), 0.0, (0.2, softplus(r))) for r in (-100.0, -5.0, 3.0, 100.0)),
+        *((lab.DecoderContinuousBernoulli, out, None) for out in LOGITS),
     ],
 )
-def test_a_decoder_density_integrates_to_one(decoder, out, support):
+def test_a_decoder_density_integrates_to_one_and_its_mean_is_that_of_its_samples(
+    decoder, out, places
+):
     decoder = decoder(Fixed(torch.tensor([out], dtype=torch.float64))).double()
     z = torch.zeros(1, 1, dtype=torch.float64)
+    shape = (1, *decoder(z).event_shape)
+    if places:
+        low, high = places[0] - 10 * places[1], places[0] + 10 * places[1]
+    else:
+        low, high = 0, 1
 
     def density(x):
         with torch.no_grad():
-            return decoder.log_prob(torch.tensor([x], dtype=torch.float64), z).exp().item()
+            return decoder.log_prob(torch.full(shape, x, dtype=torch.float64), z).exp().item()
 
-    assert quad(density, *support)[0] == pytest.approx(1, abs=1e-6)
+    steep = None if places else [0.02, 0.98]  # where an exponential of l = ±100 begins and ends
+    assert quad(density, low, high, points=steep)[0] == pytest.approx(1, abs=1e-6)
+    assert_mean_is_that_of_samples(decoder(z))
+
+
+@torch.no_grad()
+def assert_mean_is_that_of_samples(p, draws=4000):
+    torch.manual_seed(0)
+    x = p.sample((draws,)).double()
+    assert ((x.mean(0) - p.mean).abs() <= 5 * x.std(0) / draws**0.5 + 1e-6).all()
+
+
+@pytest.mark.parametrize("logit", LOGITS)
+def test_a_decoder_mass_sums_to_one_and_its_mean_is_that_of_its_samples(logit):
+    z = torch.zeros(1, 1)
+    coin = lab.DecoderBernoulli(Fixed([[logit]]))
+    both = [coin.log_prob(torch.tensor([[x]]), z).exp() for x in (0.0, 1.0)]
+    assert sum(both).item() == pytest.approx(1, abs=1e-6)
+    assert both[1].item() == pytest.approx(expit(logit), rel=1e-5)
+    assert_mean_is_that_of_samples(coin(z))
+    grey = lab.DecoderCategorical(Fixed([[0.0, logit, -logit, 1.0]]))
+    with torch.no_grad():
+        grey.histograms *= logit
+        levels = torch.arange(256.0) / 255
+        mass = sum(grey.log_prob(level.view(1, 1), z).exp() for level in levels)
+        assert mass.item() == pytest.approx(1, abs=1e-5)
+        assert_mean_is_that_of_samples(grey(z))
 
 
 @pytest.mark.parametrize("dim", [1, 3, 50])

@@ -1,5 +1,6 @@
 """The VAE against models whose every number is known."""
 
+import contextlib
 import copy
 import math
 from itertools import product
@@ -11,7 +12,18 @@ from scipy.integrate import quad
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, norm
 from torch import nn
+from torch.distributions import (
+    AffineTransform,
+    Gamma,
+    Independent,
+    LogNormal,
+    Normal,
+    Pareto,
+    TransformedDistribution,
+    Uniform,
+)
 
+import vae_diagnostics
 import vae_distributions
 import vae_helpers as lab
 import vae_networks
@@ -199,6 +211,82 @@ def test_the_path_gradient_of_a_full_covariance_posterior_is_without_variance_to
     assert np.abs(encoder_gradients(vae, x, 20, 1)).max() < 1e-10
 
 
+class Learned(nn.Module):
+    """An encoder that gives one distribution of a parameter to every data point."""
+
+    def __init__(self, make, value):
+        super().__init__()
+        self.make = make
+        self.value = nn.Parameter(torch.tensor(value, dtype=torch.float64))
+
+    def forward(self, x):
+        return Independent(self.make(self.value.expand(len(x), 1)), 1)
+
+
+def scaled_uniform(width):
+    unit = Uniform(torch.zeros_like(width), torch.ones_like(width))
+    return TransformedDistribution(unit, AffineTransform(0, width))
+
+
+# q, its parameter w, and the derivative by w of KL(q ‖ N(0, 1)) = −entropy + E z²/2 + const.
+MOVING = {
+    "uniform on [−w, w]": (  # −log 2w + w²/6
+        lambda w: Uniform(-w, w), 1.3, lambda w: -1 / w + w / 3,
+    ),
+    "uniform on [0, 1], times w": (  # −log w + w²/6
+        scaled_uniform, 1.3, lambda w: -1 / w + w / 3,
+    ),
+    "Pareto from w on, of index 9": (  # −log w + 9 w²/14
+        lambda w: Pareto(w, torch.full_like(w, 9.0)), 0.7, lambda w: -1 / w + 9 * w / 7,
+    ),
+    "gamma of shape 3 and rate w": (  # log w + 6/w²
+        lambda w: Gamma(torch.full_like(w, 3.0), w), 2.0, lambda w: 1 / w - 12 / w**3,
+    ),
+    "log-normal of σ = 1/2 and μ = w": (  # −w + e^(2w + 1/2)/2
+        lambda w: LogNormal(w, torch.full_like(w, 0.5)), -0.5,
+        lambda w: -1 + math.exp(2 * w + 0.5),
+    ),
+    "normal of σ = w": (  # −log w + w²/2
+        lambda w: Normal(torch.zeros_like(w), w), 1.3, lambda w: -1 / w + w,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MOVING)
+def test_the_gradient_of_the_estimated_kl_is_true_also_where_the_support_moves(name):
+    make, value, truth = MOVING[name]
+    vae = tiny_vae(latents=1, analytic_kl=False).double()
+    vae.encoder = Learned(make, value)
+    x = torch.zeros(500, 6, dtype=torch.float64)
+    gradients = [torch.autograd.grad(vae.elbo(x).kl.mean(), vae.encoder.value) for _ in range(100)]
+    assert within(torch.stack([g for (g,) in gradients]), truth(value))
+    score = 1 / value if name.startswith("uniform") else 0
+    assert not within(torch.stack([g for (g,) in gradients]), truth(value) + score) or not score
+
+
+@pytest.mark.parametrize("width", [0.5, 1.0, 3.0])
+def test_the_gradient_of_a_learned_width_is_exact_under_a_uniform_prior(width):
+    # KL(U(−w, w) ‖ U(−9, 9)) = log 9/w whatever the sample, so one sample tells the gradient.
+    vae = tiny_vae(latents=1, analytic_kl=False).double()
+    vae.encoder = Learned(lambda w: Uniform(-w, w), width)
+    vae.prior.forward = lambda: Independent(Uniform(torch.tensor([-9.0]), torch.tensor([9.0])), 1)
+    kl = vae.elbo(torch.zeros(1, 6, dtype=torch.float64)).kl
+    assert kl.item() == pytest.approx(math.log(9 / width))
+    (gradient,) = torch.autograd.grad(kl, vae.encoder.value)
+    assert gradient.item() == pytest.approx(-1 / width)
+
+
+def test_the_path_gradient_of_a_log_normal_posterior_is_without_variance_too():
+    # q is the prior, and a decoder without z makes that the posterior.
+    vae = tiny_vae(latents=1, analytic_kl=False).double()
+    vae.encoder = Learned(lambda w: LogNormal(w, torch.full_like(w, 0.5)), 0.3)
+    loc, scale = torch.tensor([0.3], dtype=torch.float64), torch.tensor([0.5], dtype=torch.float64)
+    vae.prior.forward = lambda: Independent(LogNormal(loc, scale), 1)
+    nn.init.zeros_(vae.decoder.net[0].weight)
+    x = torch.ones(1, 6, dtype=torch.float64)
+    assert np.abs(encoder_gradients(vae, x, 20, 1)).max() < 1e-10
+
+
 @pytest.mark.parametrize("prior", [lab.PriorGaussian(2), lab.PriorMixture(2, 3)])
 def test_every_parameter_receives_a_finite_gradient(prior):
     vae = tiny_vae(prior=prior)
@@ -365,6 +453,53 @@ def test_float64_is_kept(name):
         assert {value.dtype for value in values} == {torch.float64}
 
 
+class Watched(nn.Module):
+    """A part that keeps what it was given and what its network gave."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part, self.given, self.out = part, [], []
+        part.net.register_forward_hook(lambda *args: self.out.append(args[-1]))
+
+    def forward(self, condition):
+        self.given.append(condition)
+        return self.part(condition)
+
+
+@pytest.mark.parametrize("prior", PRIORS[:2])  # the third has a network, itself in 16 bits
+@pytest.mark.parametrize("name", ["one sigma", "net", "Bernoulli", "continuous Bernoulli"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bit_weights_give_float32_that_only_their_networks_make_coarse(dtype, name, prior):
+    """What follows the outputs of the networks agrees with the same in float64."""
+    make, channels = DECODERS[name]
+    event = (12, 8, 8)
+    vae = lab.VAE(
+        lab.EncoderGaussian(vae_networks.mlp(event, [4], 6)),
+        make(vae_networks.mlp(3, [4], (12 * channels, 8, 8))),
+        prior(3),
+    ).to(dtype)
+    exact = copy.deepcopy(vae).double()
+    exact.encoder.net = exact.decoder.net = nn.Identity()
+    vae.encoder, vae.decoder = Watched(vae.encoder), Watched(vae.decoder)
+    x = torch.rand(5, *event)
+    x = x.round() if name == "Bernoulli" else (255 * x).round() / 255
+    value = {"elbo": vae.elbo(x), "log_marginal": vae.log_marginal(x, 1), "loss": vae.loss(x)}
+    assert all(out.dtype == dtype for part in (vae.encoder, vae.decoder) for out in part.out)
+    found, truth = [], []
+    for i, z in enumerate(vae.decoder.given):
+        q = exact.encoder(vae.encoder.out[i].double())
+        p, z = exact.decoder(vae.decoder.out[i].double()), z.double()
+        terms = [p.log_prob(x.double()), q.log_prob(z) - exact.prior.log_prob(z)]
+        if i != 1 and prior is lab.PriorGaussian:
+            terms[1] = torch.distributions.kl_divergence(q, exact.prior())
+        truth.append(terms)
+    found = [*value["elbo"], value["log_marginal"], value["loss"]]
+    wanted = [*truth[0], truth[1][0] - truth[1][1], (truth[2][1] - truth[2][0]).mean()]
+    for one, other in zip(found, wanted, strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=2e-4)
+
+
 def test_the_tensors_of_a_prior_are_part_of_the_state():
     vae = tiny_vae((6,), decoder=lambda net: lab.DecoderGaussian(net, 0.3))
     state = vae.state_dict()
@@ -388,6 +523,56 @@ def test_evaluation_methods_keep_no_graph():
     vae, x = tiny_vae(), torch.randn(3, 6)
     for result in (vae.sample(2), vae.reconstruct(x), vae.log_marginal(x, 2)):
         assert not result.requires_grad
+
+
+LOOKS = {
+    "sample": lambda vae, x: vae.sample(3),
+    "sample, means": lambda vae, x: vae.sample(3, mean=True),
+    "reconstruct": lambda vae, x: vae.reconstruct(x),
+    "reconstruct, samples": lambda vae, x: vae.reconstruct(x, mean=False),
+    "log_marginal": lambda vae, x: vae.log_marginal(x, 3),
+    "evaluate": lambda vae, x: lab.evaluate(vae, x, device="cpu"),
+    "latent_units": lambda vae, x: vae_diagnostics.latent_units(vae, x),
+    "whole numbers, refused": lambda vae, x: vae.loss(x.long()),
+    "NaN, refused": lambda vae, x: vae.log_marginal(x * math.nan, 3),
+}
+
+
+@pytest.mark.parametrize("modes", ["training", "evaluation", "mixed"])
+@pytest.mark.parametrize("look", LOOKS)
+def test_to_look_changes_neither_modes_nor_running_averages(look, modes):
+    vae = tiny_vae()
+    for part, size in ((vae.encoder, 8), (vae.decoder, 8)):
+        part.net.insert(1, nn.BatchNorm1d(size))
+        part.net.append(nn.Dropout(0.5))
+    vae.train(modes == "training")
+    if modes == "mixed":  # a frozen encoder, say, of which one layer is trained on
+        vae.decoder.net[1].train(), vae.encoder.net[3].train()
+    before = [module.training for module in vae.modules()]
+    assert modes != "mixed" or 0 < sum(before) < len(before)
+    state = copy.deepcopy(vae.state_dict())
+    with contextlib.suppress(TypeError, FloatingPointError):
+        LOOKS[look](vae, 20 * torch.randn(50, 6) + 5)
+        assert "refused" not in look
+    assert [module.training for module in vae.modules()] == before
+    assert all(torch.equal(state[name], value) for name, value in vae.state_dict().items())
+    assert {p.requires_grad for p in vae.parameters()} == {True}
+
+
+def test_what_is_looked_at_is_what_the_model_computes_in_evaluation_mode():
+    vae, x = tiny_vae(), torch.randn(50, 6)
+    for part in (vae.encoder, vae.decoder):
+        part.net.append(nn.Dropout(0.5))
+    alone = copy.deepcopy(vae).eval()
+    with torch.no_grad():
+        expected = alone.decoder(alone.encoder(x).mean).mean
+    assert torch.equal(vae.train().reconstruct(x), expected)
+    torch.testing.assert_close(vae_diagnostics.latent_units(vae, x).mean, alone.encoder(x).mean)
+    for call in (lambda v: v.log_marginal(x, 3), lambda v: v.sample(5)):
+        torch.manual_seed(1)
+        found = call(vae)
+        torch.manual_seed(1)
+        assert torch.equal(call(alone), found)
 
 
 # ----------------------------------------------------------------------------- bad input

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vae_steps import SCHEDULES, bound_gradient, check_rate
+from vae_steps import SCHEDULES, bound_gradient, check_rate, default_batch_size
 
 
 def test_one_cycle_rises_for_a_tenth_and_falls_to_zero_as_a_cosine():
@@ -35,13 +35,14 @@ def stepped(norms):
     return left, optimizer
 
 
-def test_a_gradient_far_longer_than_usual_is_scaled_to_three_times_the_usual_norm():
-    left, optimizer = stepped([2.0] * 100 + [1000.0, 2.0])
-    assert left == pytest.approx([2.0] * 100 + [6.0, 2.0], rel=1e-4)
+@pytest.mark.parametrize("usual_steps", [1, 5, 300])
+def test_a_gradient_far_longer_than_usual_is_scaled_to_three_times_the_usual_norm(usual_steps):
+    left, optimizer = stepped([2.0] * usual_steps + [1000.0, 2.0])
+    assert left == pytest.approx([2.0] * usual_steps + [6.0, 2.0], rel=1e-4)
     assert optimizer.param_groups[0]["bounded"] == 1
 
 
-def test_an_ordinary_gradient_is_left_as_it_is_and_so_are_the_first_hundred():
+def test_an_ordinary_gradient_is_left_as_it_is():
     norms = [50.0, *np.random.default_rng(0).uniform(1, 2.5, 300)]
     left, optimizer = stepped(norms)
     assert left == pytest.approx(norms, rel=1e-6)
@@ -52,6 +53,36 @@ def test_a_lasting_change_of_size_is_followed():
     left, _ = stepped([1.0] * 100 + [20.0] * 400)
     assert left[100] == pytest.approx(3, rel=1e-3)
     assert left[-1] == pytest.approx(20, rel=1e-6)
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+@pytest.mark.parametrize("before", [0, 10])
+def test_a_gradient_that_is_not_finite_becomes_zero_and_is_counted_but_not_remembered(bad, before):
+    left, optimizer = stepped([2.0] * before + [bad] + [2.0] * 3)
+    assert left == pytest.approx([2.0] * before + [0.0] + [2.0] * 3)
+    assert optimizer.param_groups[0]["bounded"] == 1
+    assert optimizer.param_groups[0]["usual_norm"] == pytest.approx(2)
+
+
+def test_a_batch_whose_gradient_overflows_leaves_the_model_alone_and_training_goes_on():
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([weight], 0.1)
+    for x in (1.0, 1e-300, 1.0):  # the gradient of √(w·x)² is 0/0 where it underflows
+        optimizer.zero_grad()
+        ((weight * x).square().sum().sqrt() * (1 if x == 1 else 0)).backward()
+        before = weight.detach().clone()
+        bound_gradient(optimizer)
+        optimizer.step()
+        assert weight.isfinite().all()
+        assert torch.equal(weight, before) == (x != 1)
+
+
+@pytest.mark.parametrize(
+    ("points", "size"),
+    [(1, 16), (150, 16), (1437, 16), (5000, 16), (6000, 32), (60_000, 256), (10**7, 256)],
+)
+def test_the_default_batch_grows_with_the_data_set(points, size):
+    assert default_batch_size(points) == size
 
 
 @pytest.mark.parametrize(("lr", "schedule"), [(0, "constant"), (math.nan, "constant"), (1, "step")])
