@@ -112,8 +112,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="KL exact where known, or of a sample",
     )
     add("--epochs", default=30, type=many, help="passes through the training images")
-    add("--batch-size", default=128, type=many, help="images per step, of all processes together")
-    add("--lr", default=3e-3, type=float, help="peak learning rate")
+    add("--batch-size", type=many, help="images per step; follows their number")
+    add("--lr", default=4e-3, type=float, help="peak learning rate")
     add("--schedule", default="one-cycle", choices=["one-cycle", "constant"], help="its course")
     add("--precision", default="auto", choices=["auto", "float32", "bfloat16"], help="of networks")
     add("--device", choices=["cpu", "cuda", "mps"], help="if not the fastest there is")
@@ -181,7 +181,7 @@ def results(
 ) -> dict[str, Any]:
     """All that there is to say about a finished run, for ``results.json``."""
     device = next(model.parameters()).device
-    told: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "dataset": images.name,
         "train_images": len(images.train),
         "test_images": len(images.test),
@@ -192,7 +192,7 @@ def results(
         "bounded_steps": int(history.bounded.sum()),
         "epochs": len(history),
         "seconds": history.seconds.sum(),
-        "settings": settings_of(args),
+        "settings": settings_of(args) | {"batch_size": history.settings["batch_size"]},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "processes": dist.get_world_size() if dist.is_initialized() else 1,
         "versions": {
@@ -206,8 +206,8 @@ def results(
         x = DECODERS[args.decoder][1](images.test.images.to(device))
         log_p = model.log_marginal(x, args.samples)
         error = log_p.std().item() / math.sqrt(len(log_p))
-        told["test_negative_log_p"] = {"mean": -log_p.mean().item(), "se": error}
-    return told
+        summary["test_negative_log_p"] = {"mean": -log_p.mean().item(), "se": error}
+    return summary
 
 
 def train(args: argparse.Namespace) -> int:
@@ -241,8 +241,8 @@ def train(args: argparse.Namespace) -> int:
             history.save(args.out / "history.npz")
             curve = figures.plot_learning_curve(history, images.test.images)
             figures.save_figure(curve, "learning_curve", args.out)
-            told = results(args, images, model, history)
-            text = json.dumps(told, indent=2, allow_nan=False)
+            summary = results(args, images, model, history)
+            text = json.dumps(summary, indent=2, allow_nan=False)
             (args.out / "results.json").write_text(text + "\n", encoding="utf-8")
             print(f"{len(history)} epochs, {history.seconds.sum():.0f} s: {args.out}", flush=True)
     return 0

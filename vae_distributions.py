@@ -7,6 +7,7 @@ points of a batch, D the dimensions of z. Scales of normal distributions are bou
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -89,7 +90,26 @@ def independent(base: Distribution) -> Distribution:
 
 def normal(loc: Tensor, scale: Tensor) -> Distribution:
     """N(loc, diag scale²): batch shape ``(B,)``, and the event is the rest of ``loc``'s shape."""
+    if scale.ndim == 0 and loc.ndim:
+        return _IsotropicNormal(widened(loc), scale)
     return independent(Normal(widened(loc), scale, validate_args=False))
+
+
+class _IsotropicNormal(Independent):  # type: ignore[type-arg]  # not generic in PyTorch 2.4
+    """N(loc, σ² I): with one σ, squared errors are summed before anything else is done to them."""
+
+    def __init__(self, loc: Tensor, scale: Tensor) -> None:
+        super().__init__(Normal(loc, scale, validate_args=False), loc.ndim - 1, validate_args=False)
+        self.scale = scale
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Distribution:
+        return independent(self.base_dist).expand(batch_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        error, event = value - self.base_dist.loc, self.reinterpreted_batch_ndims
+        squares = error.square().flatten(-event).sum(-1) if event else error.square()
+        log_unit = 0.5 * math.log(2 * math.pi) + self.scale.log()
+        return -0.5 * squares / self.scale**2 - self.event_shape.numel() * log_unit
 
 
 def mixture(logits: Tensor, components: Distribution) -> Distribution:

@@ -104,9 +104,9 @@ def plot_latents(z: Tensor, labels: Tensor, ax: Axes | None = None) -> LabFigure
         box = {"boxstyle": "circle,pad=0.25", "fc": "w", "ec": CLASS_COLORS[name % 10], "lw": 2.5}
         ax.text(x, y, str(name), fontsize=11, weight="bold", ha="center", va="center", bbox=box)
     places = zip(names, medians.tolist(), strict=True)
-    told = ", ".join(f"{name} at ({number(x, 1)}, {number(y, 1)})" for name, (x, y) in places)
+    spots = ", ".join(f"{name} at ({number(x, 1)}, {number(y, 1)})" for name, (x, y) in places)
     text = f"{len(z):,} data points in the latent plane, coloured by label, with their medians:"
-    return describe(ax, f"{text} {told}.")
+    return describe(ax, f"{text} {spots}.")
 
 
 def _apart(places: np.ndarray, distance: float) -> np.ndarray:
@@ -191,5 +191,5 @@ def plot_rate_distortion(
     said = f"The lowest −ELBO, {number(best, 1)} at β = {betas[lowest]:g}"
     ax.set_title(f"Along a diagonal the −ELBO is the same. {said}, is bold.", pad=16)
     pairs = (" and ".join(number(value, 1) for value in points[beta]) for beta in betas)
-    told = "; ".join(f"β = {beta:g}: {pair}" for beta, pair in zip(betas, pairs, strict=True))
-    return describe(ax, f"Rate and distortion in nats. {told}. {said}, is the bold diagonal.")
+    listed = "; ".join(f"β = {beta:g}: {pair}" for beta, pair in zip(betas, pairs, strict=True))
+    return describe(ax, f"Rate and distortion in nats. {listed}. {said}, is the bold diagonal.")

@@ -22,8 +22,8 @@ def machine(threads: int | None = None, gpu: str | None = None) -> dict[str, str
         fields = dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)
         processor = fields.get("model name", processor)
         flags = fields.get("flags", "").split()
-        for flag, told in (("avx512_bf16", "AVX-512 BF16"), ("amx_bf16", "AMX")):
-            processor += f", {told}" if flag in flags else ""
+        for flag, word in (("avx512_bf16", "AVX-512 BF16"), ("amx_bf16", "AMX")):
+            processor += f", {word}" if flag in flags else ""
     found = {"processor": f"{processor}, {os.cpu_count()} cores", "GPU": gpu or "none"}
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

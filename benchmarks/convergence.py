@@ -12,6 +12,7 @@ delete both to measure anew. convergence.md tells the protocol.
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import statistics
@@ -190,7 +191,7 @@ class Configuration:
     transform: Callable[[Tensor], Tensor] | None = None
     batch_size: int | None = 100
     lr: float | None = 1e-2
-    epochs: tuple[int, ...] = (4, 16, 64)
+    epochs: tuple[int, ...] = (4, 16, 64, 256)
     seeds: tuple[int, ...] = (0,)
     long: bool = False  # trained only where it is named
 
@@ -210,24 +211,28 @@ BOTH = (0, 1)
 CONFIGURATIONS = {
     "moons": Configuration(lambda: drawn(moons, 1000), plain(2, [32], 2)),
     "rings": Configuration(
-        lambda: drawn(rings, 1000), plain(2, [32], 2, scale_from_net, 4), epochs=(4, 16)
+        lambda: drawn(rings, 1000), plain(2, [32], 2, scale_from_net, 4), epochs=(4, 16, 64)
     ),
     "clusters": Configuration(lambda: drawn(clusters, 1000), with_mixture, seeds=BOTH),
     "sines": Configuration(lambda: drawn(sines, 1000), plain(32, [64], 6), seeds=BOTH),
-    "sines, linear": Configuration(lambda: drawn(sines, 1000), plain(32, [], 6), epochs=(16, 64)),
+    "sines, linear": Configuration(
+        lambda: drawn(sines, 1000), plain(32, [], 6), epochs=(16, 64, 256)
+    ),
     "few sines": Configuration(
         lambda: drawn(sines, 100), plain(32, [64], 6), batch_size=10, epochs=(16, 64), seeds=BOTH
     ),
     "pulses": Configuration(lambda: drawn(pulses, 1000), plain(40, [32], 3)),
-    "pulses, linear": Configuration(lambda: drawn(pulses, 1000), plain(40, [], 4), epochs=(16, 64)),
-    "walks": Configuration(lambda: drawn(walks, 1000), residual, epochs=(4, 64), seeds=BOTH),
+    "pulses, linear": Configuration(
+        lambda: drawn(pulses, 1000), plain(40, [], 4), epochs=(16, 64, 256)
+    ),
+    "walks": Configuration(lambda: drawn(walks, 1000), residual, epochs=(4, 16, 64), seeds=BOTH),
     "few walks": Configuration(
         lambda: drawn(walks, 100), residual, batch_size=10, epochs=(64,)
     ),
     "friedman": Configuration(lambda: drawn(friedman, 1000), plain(6, [24], 3)),
     "factors": Configuration(lambda: drawn(factors, 1000), plain(15, [32], 3), seeds=BOTH),
     "factors, linear": Configuration(
-        lambda: drawn(factors, 1000), plain(15, [], 3), epochs=(16, 64)
+        lambda: drawn(factors, 1000), plain(15, [], 3), epochs=(16, 64, 256)
     ),
     "few factors": Configuration(
         lambda: drawn(factors, 60), plain(15, [32], 3), batch_size=10, epochs=(64,)
@@ -291,6 +296,7 @@ CONFIGURATIONS = {
 }  # fmt: skip
 
 
+@functools.cache
 def tolerance(asked: Configuration) -> float:
     """The rule, fixed before any run, in nats per data point.
 
@@ -319,23 +325,23 @@ def run_of(name: str, seed: int, epochs: int) -> lab.History:
     """A run of a configuration, trained once: its history is kept, and what is unfinished too."""
     asked = CONFIGURATIONS[name]
     words = repr([name, seed, epochs, {k: str(v) for k, v in asked.settings().items()}])
-    kept = RUNS / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}-{epochs}"
-    kept = kept.with_name(f"{kept.name}-{hashlib.sha256(words.encode()).hexdigest()[:8]}.npz")
-    if not kept.exists():
+    path = RUNS / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}-{epochs}"
+    path = path.with_name(f"{path.name}-{hashlib.sha256(words.encode()).hexdigest()[:8]}.npz")
+    if not path.exists():
         RUNS.mkdir(parents=True, exist_ok=True)
         train, test = asked.data()
         torch.manual_seed(seed)
         slow = len(train) > 10_000  # else the file takes longer than the epoch
         history = lab.fit(
             asked.model(), train, test, epochs=epochs, seed=seed, keep_points=KEEP,
-            checkpoint=kept.with_suffix(".pt") if slow else None, progress=False,
+            checkpoint=path.with_suffix(".pt") if slow else None, progress=False,
             **asked.settings(),
         )  # fmt: skip
         if len(history) < epochs:
             raise KeyboardInterrupt
-        history.save(kept)
-        kept.with_suffix(".pt").unlink(missing_ok=True)
-    return lab.History.load(kept)
+        history.save(path)
+        path.with_suffix(".pt").unlink(missing_ok=True)
+    return lab.History.load(path)
 
 
 def key_of(name: str, seed: int, epochs: int) -> str:
@@ -418,9 +424,9 @@ def share(values: list[bool]) -> str:
 
 def goals(fits: list[dict[str, Any]]) -> list[list[str]]:
     """What was asked and what was measured."""
-    told = [fit for fit in fits if is_right(fit) is not None]
+    judged = [fit for fit in fits if is_right(fit) is not None]
     foretold = [fit for fit in fits if within(fit) is not None]
-    right = [fit["verdict"] for fit in told if is_right(fit)]
+    right = [fit["verdict"] for fit in judged if is_right(fit)]
     widths = [
         (ends["high"] - ends["low"]) / fit["settings"]["tolerance"]
         for fit in foretold for ends in [fit["forecast"][str(LONGER)]]
@@ -429,7 +435,7 @@ def goals(fits: list[dict[str, Any]]) -> list[list[str]]:
     silent = [fit["verdict"] == "cannot tell" for fit in fits]
     return [
         ["fits", f"{len(fits)}", "≥ 40"],
-        ["verdicts that are right", share([bool(is_right(fit)) for fit in told]), "≥ 95 %"],
+        ["verdicts that are right", share([bool(is_right(fit)) for fit in judged]), "≥ 95 %"],
         ["“cannot tell”", share(silent), "≤ 10 %"],
         *([f"right: “{v}”", f"{right.count(v)}", "≥ 8"] for v in VERDICTS[:-1]),
         ["forecasts within their interval", share(held), "≥ 80 %"],
@@ -557,7 +563,7 @@ forecast's 80 %. All runs of these fits together took {minutes:.0f} minutes.
 Nats per data point; “points” are training + test.
 
 {table(head, [row(key, fit) for key, fit in results.items()])}
-{chr(10).join(f"*{told}*" for told in sorted(where))}
+{chr(10).join(f"*{place}*" for place in sorted(where))}
 """,
         encoding="utf-8",
     )

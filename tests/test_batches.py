@@ -60,7 +60,7 @@ REFUSED = {
         scipy.sparse.coo_array(POINTS.numpy()), r"sparse coo_array.*train\.toarray\(\)",
         lambda d: d.toarray(),
     ),
-    "a set": ({0.5, 1.5, 2.5}, r"is a set.*list\(train\)", list),
+    "a set": (set(POINTS), r"is a set.*list\(train\)", list),
     "an iterator": (iter(list(POINTS)), r"list_iterator.*list\(train\)", None),
     "a stream": (Stream(), r"Stream.*list\(train\)", list),
     "a number": (7, "train is a int: what is needed is a tensor, an array, or a dataset", None),
@@ -127,6 +127,7 @@ def test_what_is_wrong_with_items_is_told_of_the_split_also_by_workers(workers):
     source = Batches(Items(dict_of), "test", CPU, torch.float32, workers=workers)
     with pytest.raises(TypeError, match=r"(?s)^test: .*items are dicts with the keys 'x'"):
         list(source.load(source.shares(10)))
+    source.close()
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,19 @@ def test_the_log_likelihood_is_summed_over_the_event_and_not_averaged(event):
     assert np.allclose(vae.elbo(x).log_likelihood.detach(), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("off", [0.0, -2e-6, 2e-6])
+def test_every_grey_level_is_told_from_its_neighbours_whatever_its_rounding(dtype, off):
+    # One histogram that all pixels share, of which level k has the logit −k/4.
+    decoder = lab.DecoderCategorical(nn.Identity(), 1).to(dtype)
+    logits = -torch.arange(256, dtype=dtype) / 4
+    decoder.histograms.data = logits[None] / 10
+    x = (torch.arange(256).to(dtype) / 255 + off).clamp(0, 1)
+    found = decoder.log_prob(x[:, None], torch.zeros(256, 1, dtype=dtype)).detach()
+    expected = logits.numpy() - logsumexp(logits.numpy())
+    assert np.allclose(found, expected, atol=1e-3)
+
+
 # -------------------------------------------------------------------------------- β
 
 

@@ -13,8 +13,10 @@ import psutil
 import pytest
 import torch
 from torch import nn
+from torch.distributions import Independent, Normal
 from torch.utils.data import Dataset, Subset, TensorDataset
 
+import vae_batches
 import vae_data
 import vae_helpers as lab
 import vae_networks
@@ -104,6 +106,227 @@ def test_the_curve_shows_the_elbo_whatever_beta_is():
     for history in histories[1:]:
         assert np.allclose(history.train, histories[0].train, atol=1e-5)
         assert np.allclose(history.test, histories[0].test, atol=1e-5)
+
+
+class Weighted(vae_batches.Batches):
+    """Batches whose parts count threefold, as if other processes had much smaller ones."""
+
+    def load(self, batches):
+        for batch in super().load(batches):
+            yield batch._replace(share=3.0)
+
+
+def test_a_part_of_a_batch_weighs_in_the_gradient_by_its_share_and_not_in_the_curve(monkeypatch):
+    found = []
+    for kind in (vae_batches.Batches, Weighted):
+        monkeypatch.setattr(lab, "Batches", kind)
+        torch.manual_seed(0)
+        vae = tiny_vae()
+        history = run(vae, points(), **STILL)
+        found.append((history.train, [p.grad for p in vae.parameters() if p.ndim]))
+    (curve, gradients), (same, larger) = found
+    assert np.allclose(curve, same, rtol=1e-6)
+    for one, three in zip(gradients, larger, strict=True):
+        torch.testing.assert_close(three, 3 * one)
+
+
+# -------------------------------------------------------------------------- a loss of one's own
+
+
+class Still(Normal):
+    """A normal whose sample is its mean, so that losses are numbers and no estimates."""
+
+    def rsample(self, sample_shape=torch.Size()):  # noqa: B008
+        return self.mean.expand(self._extended_shape(sample_shape))
+
+
+class StillEncoder(lab.EncoderGaussian):
+    def distribution(self, out):
+        q = super().distribution(out).base_dist
+        return Independent(Still(q.loc, q.scale), 1)
+
+
+class Squared(lab.VAE):
+    """A loss that neither is the −ELBO nor has its gradient's direction."""
+
+    def loss(self, x):
+        return self.elbo(x).value.square().mean() / 10
+
+
+class ImportanceWeighted(lab.VAE):
+    """The bound of Burda et al. (2016) with five samples, which noise makes no estimate here."""
+
+    def loss(self, x):
+        q = self.encoder(x)
+        z = q.rsample() + torch.linspace(-0.2, 0.2, 5).view(5, 1, 1)
+        terms = [self.decoder(part).log_prob(x) + self.prior().log_prob(part) for part in z]
+        weights = torch.stack(terms) - q.log_prob(z)
+        return math.log(5) - weights.logsumexp(0).mean()
+
+
+def own_loss(kind, **options):
+    torch.manual_seed(0)
+    plain = tiny_vae(decoder=functools.partial(lab.DecoderGaussian, scale=0.8))
+    return kind(StillEncoder(plain.encoder.net), plain.decoder, plain.prior, **options)
+
+
+@pytest.mark.parametrize("compile_it", [False, True])
+@pytest.mark.parametrize("kind", [Squared, ImportanceWeighted])
+def test_an_overridden_loss_is_trained_on_and_the_curve_still_tells_the_elbo(kind, compile_it):
+    model, x = own_loss(kind), points()
+    twin = copy.deepcopy(model)
+    elbo = -twin.elbo(x).value.detach()
+    optimizer = torch.optim.Adam(twin.parameters(), 0.01)
+    ends = []
+    for _ in range(3):  # an epoch is one step here, of which the order does not matter
+        optimizer.zero_grad()
+        ends.append(-twin.elbo(x).value.detach())
+        twin.loss(x).backward()
+        optimizer.step()
+    if compile_it:
+        model.compile(backend="eager")
+    history = run(model, x, batch_size=20, epochs=3, lr=0.01, schedule="constant")
+    torch.compiler.reset()
+    for (name, mine), its in zip(model.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-5, msg=name)
+        assert (mine - dict(own_loss(kind).named_parameters())[name]).abs().max() > 0.005
+    assert np.allclose(history.test[0], elbo, rtol=1e-5)
+    assert np.allclose(history.train, torch.stack(ends), rtol=1e-4)
+    assert np.allclose(history.test[1:-1], history.train[1:], rtol=1e-4)
+
+
+def test_the_loss_of_a_method_put_on_the_object_is_trained_on_too():
+    model = own_loss(lab.VAE)
+    model.loss = lambda x: (model.decoder.net[0].weight - 3).square().sum()
+    run(model, points(), batch_size=20, epochs=60, lr=0.2)
+    assert torch.allclose(model.decoder.net[0].weight, torch.tensor(3.0), atol=0.5)
+
+
+def test_batch_norm_s_averages_move_once_a_step_though_the_loss_is_one_s_own():
+    class Own(lab.VAE):
+        def loss(self, x):
+            return -self.elbo(x).value.mean()
+
+    plain = tiny_vae()
+    model = Own(plain.encoder, plain.decoder, plain.prior)
+    model.encoder.net.insert(0, nn.BatchNorm1d(6, momentum=None))
+    data = points(30)
+    run(model, data, epochs=2, batch_size=10)
+    norm = model.encoder.net[0]
+    assert norm.num_batches_tracked == 6
+    torch.testing.assert_close(norm.running_mean, data.mean(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [lambda elbo: -elbo.value, lambda elbo: -elbo.value[:1]])
+def test_a_loss_that_is_no_single_number_is_refused_in_words(wrong):
+    class Wrong(lab.VAE):
+        def loss(self, x):
+            return wrong(self.elbo(x))
+
+    with pytest.raises(
+        ValueError, match=r"train, epoch 1, step 1: loss\(x\) must return one number.*got \(\d+,\)"
+    ):
+        run(own_loss(Wrong), points(), batch_size=5)
+
+
+# -------------------------------------------------------------------------- β that warms up
+
+
+class Rising(lab.VAE):
+    """A VAE that keeps the β of every training step and of every evaluation."""
+
+    def __init__(self, *parts, **options):
+        super().__init__(*parts, **options)
+        self.in_steps, self.in_evaluations = [], []
+
+    def objective(self, elbo):
+        self.in_steps.append(self.beta)
+        return super().objective(elbo)
+
+    def elbo(self, x):
+        if not self.training:
+            self.in_evaluations.append(self.beta)
+        return super().elbo(x)
+
+
+def rising(**options):
+    torch.manual_seed(0)
+    plain = tiny_vae()
+    return Rising(plain.encoder, plain.decoder, plain.prior, **options)
+
+
+@pytest.mark.parametrize("beta", [1.0, 4.0, 0.0])
+def test_beta_rises_linearly_over_the_epochs_of_its_warm_up_and_then_stays(beta):
+    model = rising(beta=beta)
+    run(model, points(), batch_size=5, epochs=5, kl_warmup=3)  # four steps an epoch
+    expected = [beta * min(1, step / 12) for step in range(1, 21)]
+    assert model.in_steps == pytest.approx(expected)
+    assert model.beta == beta
+    plain = rising(beta=beta)
+    run(plain, points(), batch_size=5, epochs=2)
+    assert plain.in_steps == [beta] * 8
+
+
+def test_while_beta_warms_up_the_gradient_follows_and_the_curve_is_of_the_elbo():
+    histories = [run(rising(), points(), kl_warmup=k, epochs=3, **STILL) for k in (0, 3)]
+    assert np.allclose(histories[0].train, histories[1].train, atol=1e-5)
+    assert np.allclose(histories[0].test, histories[1].test, atol=1e-5)
+    # A model whose KL term alone has a gradient: under β = 1/8 the step's gradient is an eighth.
+    for warm, share in ((0, 1.0), (8, 1 / 8)):
+        model = rising()
+        model.decoder.net[0].weight.data.zero_()
+        run(model, points(), batch_size=20, kl_warmup=warm, **STILL)
+        mine = model.encoder.net[-1].bias.grad.clone()
+        other = rising()
+        other.load_state_dict(model.state_dict())
+        other.zero_grad()
+        other.elbo(points()).kl.mean().backward()
+        assert torch.allclose(mine, share * other.encoder.net[-1].bias.grad, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("end", ["Ctrl-C", "an error"])
+def test_beta_is_the_model_s_own_again_after_an_interruption_in_the_warm_up(end):
+    model, calls = rising(beta=2.0), []
+
+    def stop(x):
+        calls.append(model.beta)
+        if len(calls) == 10:  # in the second epoch
+            raise KeyboardInterrupt if end == "Ctrl-C" else RuntimeError
+        return x
+
+    try:
+        run(model, points(), batch_size=5, epochs=5, kl_warmup=5, transform=stop)
+    except RuntimeError:
+        assert end == "an error"
+    assert 0 < calls[-1] < 2
+    assert model.beta == 2.0
+
+
+@pytest.mark.parametrize("at", [4, 9, 12, 17])
+def test_a_warm_up_that_is_resumed_ends_as_one_that_was_not_interrupted(at, tmp_path):
+    settings = {"batch_size": 5, "epochs": 4, "kl_warmup": 3}
+    whole, parts = rising(), rising()
+    expected = run(whole, points(), **settings)
+
+    left = []
+
+    def stop(epochs=None):
+        left.append(1)
+        if len(left) == at:
+            raise KeyboardInterrupt
+
+    parts.register_forward_pre_hook(lambda *_: stop())
+    path = tmp_path / "run.pt"
+    begun = run(parts, points(), checkpoint=path, **settings)
+    assert len(begun) < 4
+    found = rising()
+    history = run(found, points(), checkpoint=path, **settings)
+    assert np.array_equal(history.train, expected.train)
+    assert np.array_equal(history.test, expected.test)
+    for mine, its in zip(found.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(mine, its)
+    with pytest.raises(ValueError, match=r"differs in kl_warmup \(3 there, 2 here\)"):
+        run(rising(), points(), checkpoint=path, **settings | {"kl_warmup": 2})
 
 
 def test_beta_decides_between_rate_and_distortion():
@@ -227,6 +450,31 @@ def test_the_same_seed_gives_the_same_curve_and_another_another():
     assert not np.array_equal(first.test, other.test)
 
 
+def fixed_vae(kind=lab.VAE):
+    torch.manual_seed(0)
+    plain = tiny_vae(decoder=functools.partial(lab.DecoderGaussian, scale=1.0))
+    return kind(plain.encoder, plain.decoder, plain.prior)
+
+
+def test_the_noise_of_training_is_new_in_each_epoch_and_with_each_seed():
+    # Of a single point the order cannot differ, and the weights stay: only the noise is left.
+    values = [run(fixed_vae(), points(1), epochs=3, seed=s, **STILL).train for s in (0, 1, 2, 0)]
+    assert np.array_equal(values[0], values[3])
+    assert len({round(float(value), 4) for value in np.concatenate(values[:3]).flat}) == 9
+
+
+def test_the_order_of_training_is_new_in_each_epoch_and_with_each_seed():
+    data, orders = points(12), []
+    data[:, 0] = torch.arange(12)
+    for seed in (0, 1, 2, 0):
+        vae = fixed_vae(Spied)
+        run(vae, data, epochs=3, batch_size=12, seed=seed)
+        orders.append([tuple(x[:, 0].tolist()) for x, _ in vae.seen])
+    assert orders[0] == orders[3]
+    assert len({order for run in orders[:3] for order in run}) == 9
+    assert all(sorted(order) == list(range(12)) for run in orders for order in run)
+
+
 def test_the_curve_does_not_depend_on_what_was_drawn_before():
     vae = tiny_vae()
     histories = []
@@ -308,7 +556,7 @@ class Climber(lab.VAE):
 @pytest.mark.parametrize("schedule", ["constant", "one-cycle"])
 def test_the_learning_rate_follows_its_schedule(schedule):
     model, path = Climber(), [0.0]
-    settings = {"epochs": 40, "lr": 0.1, "schedule": schedule}
+    settings = {"epochs": 40, "batch_size": 20, "lr": 0.1, "schedule": schedule}
     run(model, points(), progress=lambda _: path.append(model.height.item()), **settings)
     moves = np.diff(path)
     if schedule == "constant":
@@ -340,6 +588,31 @@ def test_progress_is_a_bar_or_nothing_or_a_function_of_the_history(capsys, monke
     monkeypatch.delenv("TQDM_DISABLE")
     run(tiny_vae(), points(), progress=True)
     assert "step" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("no", [False, np.False_, np.bool_(0)])
+def test_a_progress_function_that_returns_false_ends_training_after_that_epoch(no, tmp_path):
+    def until(epoch):
+        return lambda history: no if len(history) == epoch else None
+
+    settings = {"epochs": 4, "checkpoint": tmp_path / "run.pt"}
+    first, second = tiny_vae(), tiny_vae()
+    second.load_state_dict(first.state_dict())
+    whole = run(second, points(), epochs=4)
+    history = run(first, points(), progress=until(2), **settings)
+    assert (len(history), len(history.train), len(history.test)) == (2, 2, 3)
+    assert not first.training
+    assert len(run(first, points(), progress=until(3), **settings)) == 3
+    history = run(first, points(), **settings)  # the same call goes on
+    assert np.array_equal(history.train, whole.train)
+    assert np.array_equal(history.test, whole.test)
+
+
+@pytest.mark.parametrize(
+    "answer", [None, 0, 0.0, "", [], (), np.int64(0), True, np.True_, "no", float("nan")], ids=repr
+)
+def test_no_other_answer_of_a_progress_function_ends_training(answer):
+    assert len(run(tiny_vae(), points(), epochs=3, progress=lambda _: answer)) == 3
 
 
 # ---------------------------------------------------------------------------- bad input
@@ -374,6 +647,19 @@ def test_a_setting_that_makes_no_sense_is_refused_by_name_before_anything_happen
     with pytest.raises(ValueError, match=next(iter(setting))):
         run(vae, points(), **setting)
     assert all(torch.equal(before[name], value) for name, value in vae.state_dict().items())
+
+
+def test_whole_numbers_of_numpy_are_numbers_too():
+    settings = {"epochs": 2, "batch_size": 6, "seed": 3, "keep_points": 9, "kl_warmup": 1}
+    histories = []
+    for kind in (int, np.int64, np.uint8):
+        torch.manual_seed(0)
+        given = {name: kind(value) for name, value in settings.items()}
+        histories.append(run(tiny_vae(), points(), **given))
+        assert {k: histories[-1].settings[k] for k in settings} == settings
+        assert all(type(histories[-1].settings[name]) is int for name in settings)
+    assert np.array_equal(histories[0].train, histories[1].train)
+    assert np.array_equal(histories[0].train, histories[2].train)
 
 
 @pytest.mark.parametrize("empty", [torch.zeros(0, 6), [], Mapped(torch.zeros(0, 6))], ids=type)
@@ -581,6 +867,61 @@ def test_evaluate_repeats_itself_with_a_seed_and_varies_with_another():
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("data", "evaluation: x holds 1 values that are NaN or infinite, in 1 of 20 data points"),
+        ("decoder", "evaluation: log_likelihood is not finite for 20 of 20 data points"),
+        ("encoder", "evaluation: .*is not finite for 20 of 20 data points"),
+    ],
+)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_evaluate_names_what_is_not_finite(kind, words, bad):
+    vae, data = tiny_vae(), points()
+    if kind == "data":
+        data = place(bad)
+    else:
+        with torch.no_grad():
+            getattr(vae, kind).net[-1].bias[0] = bad
+    with pytest.raises(FloatingPointError, match=words):
+        lab.evaluate(vae, data, device="cpu")
+
+
+class Sizes(nn.Module):
+    """A decoder that notes how many points it is asked to decode, and in which mode."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part, self.seen = part, []
+
+    def forward(self, z):
+        self.seen.append((self.training, len(z)))
+        return self.part(z)
+
+
+@pytest.mark.parametrize(("batch_size", "most"), [(4, 32), (10, 80), (300, 1000)])
+def test_evaluation_in_fit_takes_a_few_training_batches_at_once(batch_size, most):
+    vae, data = tiny_vae(), points(1100)
+    vae.decoder = Sizes(vae.decoder)
+    run(vae, data[:300], test=data, batch_size=batch_size)
+    evaluated = [size for training, size in vae.decoder.seen if not training]
+    assert sum(evaluated) == 2 * 1100  # before and after the epoch
+    assert max(evaluated) == most
+    assert max(size for training, size in vae.decoder.seen if training) == batch_size
+
+
+@pytest.mark.parametrize(("batch_size", "sizes"), [(8, [8, 8, 4]), (20, [20]), (99, [20])])
+def test_evaluate_takes_as_many_points_at_once_as_it_is_told(batch_size, sizes):
+    vae = tiny_vae()
+    vae.decoder = Sizes(vae.decoder)
+    elbo = lab.evaluate(vae, points(), device="cpu", batch_size=batch_size)
+    assert [size for _, size in vae.decoder.seen] == sizes
+    assert elbo.kl.shape == (20,)
+    for wrong in (0, -1, 2.0, True):
+        with pytest.raises(ValueError, match="batch_size must be a whole number"):
+            lab.evaluate(vae, points(), device="cpu", batch_size=wrong)
 
 
 # ------------------------------------------------------------------------- the long run

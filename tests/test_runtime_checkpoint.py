@@ -7,6 +7,7 @@ import pickle
 import random
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +138,10 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
         ({"model": tiny_vae(latents=3, prior=lab.PriorMixture(3, 3))}, "model"),
         ({"model": tiny_vae(prior=lab.PriorMixture(2, 4))}, "parameters"),
         ({"model": tiny_vae(prior=lab.PriorMixture(2, 3), beta=2)}, r"beta \(1.0 there, 2.0 here"),
+        (
+            {"model": tiny_vae(prior=lab.PriorMixture(2, 3), analytic_kl=False)},
+            r"analytic_kl \(True there, False here",
+        ),
         ({"data": POINTS[:49], "test": POINTS}, r"train \(50 points \w+ there, 49 points"),
         ({"test": POINTS[:49]}, r"test \(50 points \w+ there, 49 points"),
         ({"data": 100 * POINTS, "test": POINTS}, r"train \(50 points"),
@@ -161,6 +166,30 @@ def test_another_run_is_refused_with_what_differs(begun, change, named):
         train(begun, model, **change)
     assert begun.read_bytes() == before
     assert same(dict(model.state_dict()), weights)
+
+
+PARTS = {  # pairs that have parameters of the same shapes
+    "scales": [partial(lab.DecoderGaussian, scale=scale) for scale in (0.1, 0.5)],
+    "a fixed scale and a learned one": [
+        partial(lab.DecoderGaussian, scale=scale) for scale in (1.0, None)
+    ],
+    "decoders": [lab.DecoderBernoulli, lab.DecoderContinuousBernoulli],
+    "layers": [
+        lambda net: lab.DecoderGaussian(torch.nn.Sequential(net, torch.nn.Softplus(1)), 1.0),
+        lambda net: lab.DecoderGaussian(torch.nn.Sequential(net, torch.nn.Softplus(2)), 1.0),
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_a_checkpoint_of_one_part_is_not_continued_with_another(kind, tmp_path):
+    data = (POINTS > 0).float()
+    first, second = (tiny_vae(decoder=decoder) for decoder in PARTS[kind])
+    run(first, data, checkpoint=tmp_path / "run.pt")
+    before = {name: value.clone() for name, value in second.state_dict().items()}
+    with pytest.raises(ValueError, match="another run, which differs in model"):
+        run(second, data, checkpoint=tmp_path / "run.pt")
+    assert same(dict(second.state_dict()), before)
 
 
 def test_damaged_files_are_refused_by_name_and_left_in_place(begun):

@@ -50,6 +50,18 @@ def still_vae():
     return model.double()
 
 
+class Squared(lab.VAE):
+    """A loss of one's own, which is not the −ELBO."""
+
+    def loss(self, x):
+        return self.elbo(x).value.square().mean() / 10
+
+
+def own_loss_vae():
+    plain = still_vae()
+    return Squared(plain.encoder, plain.decoder, plain.prior).double()
+
+
 def normalising_vae():
     """One whose evaluation depends on buffers: the running averages of the points trained on."""
     model = still_vae()
@@ -100,6 +112,7 @@ def scenarios(rank, world, folder):
     trained("batches", still_vae(), batch_size=16, **standing)
     trained("last batch of one", still_vae(), POINTS[:97], batch_size=16, **standing)
     trained("one test point", still_vae(), test=POINTS[:1], **standing)
+    trained("loss of one's own", own_loss_vae(), batch_size=N)
     trained("buffers", normalising_vae(), batch_size=20, epochs=2)
     # Checkpoints in folders of their own, as on machines without a common disk.
     mine = folder / str(rank)
@@ -176,6 +189,17 @@ def test_a_full_batch_step_is_that_of_one_process(seen):
             assert parameter.grad.abs().max() > 1e-2, "too small a gradient proves nothing"
     assert max(errors) < 1e-5
     figures[f"gradient of {len(seen)} processes"] = f"that of one to {max(errors):.1e}"
+
+
+def test_a_loss_of_one_s_own_is_trained_on_and_the_curve_is_of_the_elbo(seen):
+    model = own_loss_vae()
+    model.loss(POINTS).backward()
+    for there in seen:
+        there = there["loss of one's own"]
+        np.testing.assert_allclose(there["train"][0], contributions(POINTS), rtol=1e-5)
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(there["gradient"][name], parameter.grad, rtol=0, atol=1e-5)
+            assert parameter.grad.abs().max() > 1e-2
 
 
 @pytest.mark.parametrize(
@@ -260,7 +284,7 @@ def test_each_process_needs_a_point_of_each_batch(second_of_three, points, batch
 def test_a_killed_worker_ends_torchrun_and_the_checkpoint_goes_on(tmp_path):
     arguments = [
         "--dataset=digits", "--decoder=bernoulli", "--hidden=16", "--latents=2", "--epochs=150",
-        f"--out={tmp_path}",
+        "--batch-size=128", f"--out={tmp_path}",
     ]  # fmt: skip
     runner = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}

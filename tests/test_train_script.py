@@ -15,11 +15,14 @@ import pytest
 import torch
 
 import train
+import vae_data
 import vae_helpers as lab
+from vae_networks import mlp
 
 SCRIPT = Path(train.__file__)
 SMALL = ["--dataset=digits", "--decoder=bernoulli", "--hidden", "16", "--latents=2", "--epochs=4"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
+ENVIRONMENT.pop("TQDM_DISABLE", None)  # whoever set it, a terminal gets its bar here
 
 
 def told(folder):
@@ -125,6 +128,79 @@ def test_other_parts(decoder, likelihood, prior, tmp_path):
     assert lab.History.load(tmp_path / "history.npz").train.shape == (1, 50)
 
 
+class HandedError(Exception):
+    """Stands for training: it carries what ``fit`` was handed."""
+
+
+def handed(monkeypatch, folder, *options):
+    """The model, the splits and the settings with which ``train.py`` calls ``fit``."""
+
+    def fit(model, *splits, **settings):
+        raise HandedError(model, splits, settings)
+
+    monkeypatch.setattr(lab, "fit", fit)
+    with pytest.raises(HandedError) as found:
+        train.main(["--dataset=digits", f"--out={folder}", *options])
+    return found.value.args
+
+
+OPTIONS = {  # of fit, each with another value than its default
+    "epochs": 7,
+    "batch_size": 32,
+    "lr": 0.5,
+    "schedule": "constant",
+    "precision": "bfloat16",
+    "seed": 5,
+    "kl_warmup": 3,
+    "keep_points": 9,
+    "device": "cpu",
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_of_fit_is_handed_to_it(option, monkeypatch, tmp_path):
+    value, small = OPTIONS[option], ["--hidden", "8"]
+    given = [f"--{option.replace('_', '-')}={value}", *small]
+    _, splits, settings = handed(monkeypatch, tmp_path, *given)
+    _, _, plain = handed(monkeypatch, tmp_path, *small)
+    assert settings[option] == value != plain[option]
+    assert all(settings[name] == plain[name] for name in OPTIONS if name != option)
+    assert [len(split) for split in splits] == [1500, 297]
+    assert settings["checkpoint"] == tmp_path / "checkpoint.pt"
+
+
+def test_every_option_of_the_model_makes_it(monkeypatch, tmp_path):
+    given = ["--kl=sampled", "--beta=0.5", "--latents=3", "--hidden", "7", "5", "--seed=5"]
+    model, _, _ = handed(monkeypatch, tmp_path, *given, "--prior=mixture", "--components=4")
+    assert (model.analytic_kl, model.beta) == (False, 0.5)
+    assert model.prior.loc.shape == (4, 3)
+    torch.manual_seed(5)
+    nets = mlp((1, 8, 8), [7, 5], 6), mlp(3, [5, 7], (1, 8, 8))
+    for part, net in zip((model.encoder, model.decoder), nets, strict=True):
+        found, wanted = part.net.state_dict(), net.state_dict()
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+    plain, _, _ = handed(monkeypatch, tmp_path, "--hidden", "8")
+    assert (plain.analytic_kl, plain.beta) == (True, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "kind", "transform"),
+    [
+        ("gaussian", lab.DecoderGaussian, vae_data.dequantize),
+        ("bernoulli", lab.DecoderBernoulli, vae_data.binarize),
+        ("continuous-bernoulli", lab.DecoderContinuousBernoulli, vae_data.scale),
+        ("categorical", lab.DecoderCategorical, vae_data.scale),
+    ],
+)
+def test_each_decoder_meets_the_data_that_it_describes(
+    decoder, kind, transform, monkeypatch, tmp_path
+):
+    model, _, settings = handed(monkeypatch, tmp_path, f"--decoder={decoder}", "--hidden", "8")
+    assert type(model.decoder) is kind
+    assert settings["transform"] is transform
+
+
 def test_help_is_complete(capsys):
     with pytest.raises(SystemExit, match=r"^0$"):
         train.main(["--help"])
@@ -205,7 +281,7 @@ def test_ctrl_c_on_a_terminal_keeps_the_checkpoint(tmp_path):
     import pty
     import termios
 
-    arguments = [*SMALL, "--epochs=300", f"--out={tmp_path}"]
+    arguments = [*SMALL, "--epochs=300", "--batch-size=128", f"--out={tmp_path}"]
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))  # a window has a size
     with subprocess.Popen(
