@@ -52,9 +52,6 @@ from vae_batches import Batch, Batches, Transform, as_numbers
 from vae_distributions import (
     MIN_SCALE,
     Autoregressive,
-    ContinuousBernoulli,
-    SharedHistograms,
-    bernoulli,
     halves,
     independent,
     mixture,
@@ -64,6 +61,7 @@ from vae_distributions import (
     widened,
 )
 from vae_history import History
+from vae_pixels import ContinuousBernoulli, SharedHistograms, bernoulli
 from vae_runtime import (
     Checkpoint,
     Precision,

@@ -322,9 +322,51 @@ def test_workers_draw_the_same_whatever_their_number_and_never_twice():
     one, two = drawn_with(1), drawn_with(2)
     assert torch.equal(one, two)
     assert not torch.equal(one, drawn_with(1, seed=1))
+    before = generator_states()
+    source = Batches(Items(), "train", CPU, torch.float32)
+    list(source.load(source.shares(6)))
+    assert generator_states() == before
     for found in (one, drawn_with(0)):
         for generator in found.unbind(-1):
             assert generator.unique().numel() == 40
+
+
+# ------------------------------------------------------------------------ what identifies data
+
+
+def fingerprint(data):
+    return Batches(data, "train", CPU, torch.float32).fingerprint()
+
+
+def test_a_dataset_is_told_by_items_from_all_over_it_and_by_its_length():
+    points = torch.randn(100, 6)
+    first = fingerprint(Items(points=points))
+    assert first == fingerprint(Items(points=points.clone()))
+    assert re.fullmatch(r"100 points of Items [0-9a-f]{16}", first)
+    others = [points.clone() for _ in range(3)]
+    for other, place in zip(others, (0, 52, 99), strict=True):  # 52 lies in the eighth of 16 looks
+        other[place] += 1
+    found = {first, *(fingerprint(Items(points=other)) for other in others)}
+    assert len(found) == 4
+    assert fingerprint(Items(points=points[:99])) not in found
+    assert fingerprint(points) != fingerprint(100 * points) != first
+
+
+def test_a_dataset_of_random_items_is_the_same_in_each_look_and_repeats_with_its_seed():
+    counter = iter(range(1000))
+
+    def seeded_noise(row):
+        return row + torch.rand(())
+
+    assert fingerprint(Items(seeded_noise)) == fingerprint(Items(seeded_noise))
+    # Items that no seed governs identify nothing, so their digest is left out.
+    assert fingerprint(Items(lambda row: row + next(counter))) == "20 points of Items"
+
+
+def test_to_identify_data_disturbs_no_generator():
+    before = generator_states()
+    fingerprint(Items(draw))
+    assert generator_states() == before
 
 
 # --------------------------------------------------------------------------------- workers

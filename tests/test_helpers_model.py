@@ -378,6 +378,18 @@ def test_log_marginal_is_the_same_whatever_the_chunk(linear, chunk):
     assert within(np.exp(estimates.numpy() - linear.log_p(x)), 1)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_log_marginal_computes_the_networks_in_the_precision_asked_for(precision):
+    vae, seen = tiny_vae(), []
+    for part in (vae.encoder, vae.decoder):
+        part.net.register_forward_hook(lambda *args: seen.append(args[-1].dtype))
+        part.precision = torch.bfloat16  # somebody's own choice, which comes back
+    x = torch.randn(4, 6)
+    assert vae.log_marginal(x, 3, precision=precision).dtype == torch.float32
+    assert seen == [getattr(torch, precision)] * 2
+    assert vae.encoder.precision is vae.decoder.precision is torch.bfloat16
+
+
 # ------------------------------------------------------------------ sampling, reconstruction
 
 

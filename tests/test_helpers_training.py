@@ -21,6 +21,7 @@ import vae_data
 import vae_helpers as lab
 import vae_networks
 from tools import figures, generator_states, quick_processes, run, tiny_vae
+from vae_distributions import MIN_SCALE
 
 STILL = {"lr": 1e-12}  # training that changes nothing to speak of
 
@@ -570,6 +571,78 @@ def test_the_learning_rate_follows_its_schedule(schedule):
         assert 0 < moves[-1] < 0.001
 
 
+@pytest.mark.parametrize("schedule", ["constant", "one-cycle"])
+def test_the_history_tells_the_mean_rate_of_each_epoch(schedule):
+    model, path = Climber(), [0.0]
+    settings = {"epochs": 10, "batch_size": 5, "lr": 0.1, "schedule": schedule}
+    history = run(model, points(), progress=lambda _: path.append(model.height.item()), **settings)
+    assert np.allclose(np.diff(path) / 4, history.lr, rtol=1e-3, atol=1e-6)  # four steps an epoch
+
+
+class Jolted(lab.VAE):
+    """A model whose gradient is a hundredfold at some of its steps, counted from 1."""
+
+    def __init__(self, jolts):
+        super().__init__(nn.Identity(), nn.Identity(), nn.Identity())
+        self.heights, self.jolts, self.steps = nn.Parameter(torch.ones(3)), jolts, 0
+
+    def elbo(self, x):
+        self.steps += self.training
+        size = 100.0 if self.training and self.steps in self.jolts else 1.0
+        return lab.Elbo(size * self.heights.sum().expand(len(x)), torch.zeros(len(x)))
+
+
+def test_the_history_counts_the_bounded_steps_of_each_epoch():
+    history = run(Jolted({7, 10, 12}), points(), batch_size=5, epochs=5)
+    assert history.bounded.tolist() == [0, 1, 2, 0, 0]
+    assert "gradient bounded in 3 steps" in repr(history)
+
+
+def test_many_bounded_steps_are_told_and_few_are_not():
+    run(Jolted({7}), points(), batch_size=5, epochs=5)  # a warning would be an error
+    with pytest.warns(UserWarning, match=r"in 6 of 20 steps.* a lower lr may end better"):
+        run(Jolted({3, 6, 9, 12, 15, 18}), points(), batch_size=5, epochs=5)
+
+
+def shifted(x):
+    return 30 * x + 7
+
+
+def test_a_learned_sigma_begins_at_the_residuals_in_the_model_s_space():
+    vae, data = tiny_vae(), points(200)
+    x = shifted(data)
+    residual = (x - vae.reconstruct(x)).square().mean().sqrt().item()
+    run(vae, data, transform=shifted, **STILL)
+    assert vae.decoder.scale.item() == pytest.approx(residual, rel=2e-3)
+    assert residual == pytest.approx(30, rel=0.2)
+
+
+def test_the_history_knows_the_first_weights():
+    told = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        told.append(run(tiny_vae(), points()).settings["weights"])
+    assert told[0] == told[1] != told[2]
+    assert len(told[0].split()) == len(tiny_vae().state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_data_and_curve_stay_float32_where_weights_have_sixteen_bits(dtype):
+    vae = tiny_vae(decoder=functools.partial(lab.DecoderGaussian, scale="net"))
+    vae.decoder.net = vae_networks.mlp(2, [8], 12)
+    vae.to(dtype)
+    for parameter in vae.decoder.net.parameters():  # μ = 0 and σ = softplus(0) + floor, exactly
+        nn.init.zeros_(parameter)
+    data = 100 + points()
+    sigma = math.log(2) + MIN_SCALE
+    expected = -0.5 * (data.double() / sigma).square().sum(1) - 6 * math.log(
+        sigma * math.sqrt(2 * math.pi)
+    )
+    elbo = lab.evaluate(vae, data, device="cpu")
+    assert elbo.kl.dtype == elbo.log_likelihood.dtype == torch.float32
+    assert np.allclose(elbo.log_likelihood, expected, rtol=1e-6)
+
+
 def test_training_lowers_the_curve():
     history = run(tiny_vae(), points(50), epochs=30, lr=0.02, batch_size=10)
     assert history.train_mean[-1] < history.train_mean[0] - 0.5
@@ -585,6 +658,8 @@ def test_progress_is_a_bar_or_nothing_or_a_function_of_the_history(capsys, monke
     lengths = []
     run(tiny_vae(), points(), epochs=3, progress=lambda history: lengths.append(len(history)))
     assert lengths == [1, 2, 3]
+    run(tiny_vae(), points(), progress=True)  # TQDM_DISABLE is set in tests
+    assert capsys.readouterr() == ("", "")
     monkeypatch.delenv("TQDM_DISABLE")
     run(tiny_vae(), points(), progress=True)
     assert "step" in capsys.readouterr().err

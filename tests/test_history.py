@@ -107,6 +107,11 @@ def test_its_line_tells_epochs_time_and_both_curves():
     assert repr(history_of(np.zeros((1, 4)))) == "History of 0 epochs"
 
 
+def test_its_last_words_are_of_the_last_epoch():
+    history = history_of([[1.0], [2.0], [-1234.567]], [[5.0], [4.25]])
+    assert history.last() == "-ELBO train 4.25, test -1,234.57"
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "cp437"])
 def test_every_console_can_print_it(encoding):
     print(history_of(noise(3, 4)), file=io.TextIOWrapper(io.BytesIO(), encoding))

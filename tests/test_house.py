@@ -15,17 +15,19 @@ from tools import ROOT
 # What each module may import of the lab, and how many lines it may have. The lowest come first, so
 # that no arrow points upwards.
 ROOMS = {
-    "vae_distributions": (set(), 310),
+    "vae_distributions": (set(), 250),
+    "vae_pixels": ({"vae_distributions"}, 250),
     "vae_support": (set(), 170),
     "vae_history": (set(), 210),
     "vae_runtime": (set(), 310),
     "vae_batches": ({"vae_runtime"}, 280),
     "vae_data": (set(), 250),
     "vae_networks": (set(), 120),
-    "vae_steps": (set(), 70),
+    "vae_steps": (set(), 80),
     "vae_helpers": (
         {
             "vae_distributions",
+            "vae_pixels",
             "vae_support",
             "vae_history",
             "vae_runtime",
@@ -191,7 +193,8 @@ def test_the_rooms_are_all_of_the_lab_and_their_arrows_point_downwards():
         below.add(name)
     # Independent of data and task: none of its arrows leads to data, networks, figures, verdicts.
     story = {
-        f"vae_{n}" for n in ("distributions", "support", "history", "runtime", "batches", "steps")
+        f"vae_{n}"
+        for n in ("distributions", "pixels", "support", "history", "runtime", "batches", "steps")
     }
     assert ROOMS["vae_helpers"][0] <= story
 

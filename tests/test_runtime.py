@@ -13,7 +13,16 @@ from torch import nn
 
 import vae_data
 from tools import generator_states, run, tiny_vae
-from vae_runtime import agreed, describe, digest, seed_all, seed_from, seeded, whole_number
+from vae_runtime import (
+    agreed,
+    describe,
+    digest,
+    network_dtype,
+    seed_all,
+    seed_from,
+    seeded,
+    whole_number,
+)
 
 POINTS = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
 
@@ -236,6 +245,20 @@ def test_a_digest_is_of_the_numbers_whatever_lies_between_them_in_memory():
     assert digest(nn.Parameter(POINTS)) == digest(POINTS)
 
 
+def test_of_more_than_a_gibibyte_rows_from_all_over_count():
+    # Windows into a tenth of the memory, each a byte further than the one before.
+    base = torch.zeros(2**27, dtype=torch.uint8)
+    rows = base.as_strided((2**27 - 9, 9), (1, 1))
+    assert rows.nbytes > 2**30
+    found = {digest(rows)}
+    for place in (0, 2**26, 2**27 - 30_000):
+        base[place : place + 20_000] += 1  # of each ten thousandth of the rows some
+        found.add(digest(rows))
+        base[place : place + 20_000] -= 1
+    assert len(found) == 4
+    assert digest(rows) in found
+
+
 @pytest.mark.parametrize("other", [100 * POINTS, POINTS.flip(0), POINTS.half()])
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_checkpoint_is_not_continued_on_other_data(split, other, tmp_path):
@@ -277,6 +300,11 @@ def test_what_was_seeded_leaves_the_global_generators_as_they_were_also_after_an
 
 
 def test_seeds_of_neighbouring_keys_are_independent_numbers_of_64_bits():
+    drawn = set()
+    for key in range(300):
+        with seeded(key):
+            drawn.add((np.random.rand(), random.random(), torch.rand(()).item()))
+    assert all(len(set(numbers)) == 300 for numbers in zip(*drawn, strict=True))
     seeds = [seed_from(a, b) for a in range(60) for b in range(60)]
     assert len(set(seeds)) == len(seeds)
     assert seed_from(3, 4) == seed_from(3, 4)
@@ -295,6 +323,28 @@ def test_any_seed_of_64_bits_will_do(seed):
         seed_all(seed)
         assert draws() == first
     assert generator_states() == before
+
+
+# ------------------------------------------------------------------------------- precision
+
+
+@pytest.mark.parametrize(
+    ("cpu", "dtype"),
+    [
+        ({}, None),
+        ({"avx512_bf16": False, "amx_bf16": False}, None),
+        ({"amx_bf16": True, "avx512_bf16": True, "cpu_name": "Intel Xeon"}, torch.bfloat16),
+        ({"avx512_bf16": True, "cpu_name": "Intel Xeon"}, None),
+        ({"avx512_bf16": True, "cpu_name": "AMD EPYC"}, torch.bfloat16),
+    ],
+)
+def test_auto_takes_bfloat16_where_the_cpu_is_fast_at_it(cpu, dtype, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu, raising=False)
+    device = torch.device("cpu")
+    assert network_dtype("auto", device) == dtype
+    assert network_dtype("float32", device) is None
+    assert network_dtype("bfloat16", device) == torch.bfloat16
+    assert network_dtype("auto", torch.device("mps")) is None
 
 
 # --------------------------------------------------------------------------- small things

@@ -124,6 +124,9 @@ def scenarios(rank, world, folder):
         trained(part, noisy_vae(), transform=Drawing(stop), checkpoint=mine / "parts.pt", **NOISY)
         if rank == 0:
             shutil.copy(mine / "parts.pt", mine / f"{part}.pt")
+    # Each has an opinion of its own; the first one's holds.
+    ended = run(noisy_vae(), POINTS, progress=lambda h: rank > 0 or len(h) < 2, **NOISY)
+    seen["ended"] = len(ended)
     if world == 3:  # go on with what two processes began
         begun = folder.parent / "2" / "0" / "begun.pt"
         trained("moved", noisy_vae(), transform=Drawing(), checkpoint=begun, **NOISY)
@@ -217,7 +220,7 @@ def test_each_point_counts_once(seen, scenario, points):
 def test_processes_agree_on_weights_and_history(seen):
     first, *others = seen
     for other in others:
-        for name in first.keys() - {"drawn", "error"}:
+        for name in first.keys() - {"drawn", "ended", "error"}:
             np.testing.assert_array_equal(other[name]["train"], first[name]["train"])
             np.testing.assert_array_equal(other[name]["test"], first[name]["test"])
             for key, value in first[name]["weights"].items():
@@ -248,6 +251,10 @@ def test_only_the_first_process_writes_and_all_continue(seen, world, folder):
         np.testing.assert_array_equal(there["continued"]["train"], there["whole"]["train"])
         for name, value in there["whole"]["weights"].items():
             assert torch.equal(there["continued"]["weights"][name], value)
+
+
+def test_the_first_process_s_progress_function_ends_training_in_all(seen):
+    assert [there["ended"] for there in seen] == [2] * len(seen)
 
 
 def test_each_process_says_where_a_number_is_not_finite(seen):

@@ -147,3 +147,42 @@ def quick_processes():
 def missing(reason):
     """Skip where a tool is missing; on CI, where it must be there, fail."""
     (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+
+
+EVENTS = [(), (5,), (2, 3), (1, 4, 4), (3, 5, 7)]
+
+
+class Fixed(nn.Module):
+    """A network that gives the same output, whatever the condition."""
+
+    def __init__(self, out):
+        super().__init__()
+        self.out = nn.Parameter(torch.as_tensor(out))
+
+    def forward(self, condition):
+        return self.out.expand(len(condition), *self.out.shape[1:])
+
+
+def summed(log_density):
+    return log_density.reshape(len(log_density), -1).sum(1)
+
+
+def case(event, batch=4):
+    """A network's output, twice its size along the channels, and a condition, in float64."""
+    rng = np.random.default_rng(len(event))
+    return rng, rng.normal(size=(batch, *event)), torch.zeros(batch, 2, dtype=torch.float64)
+
+
+def log_prob_of(distribution, x, condition):
+    return distribution.double().log_prob(torch.from_numpy(x), condition).detach().numpy()
+
+
+LOGITS = [0, 1e-6, 9e-4, 1.1e-3, 0.03, 0.19, 0.21, 1, 4, 15.9, 16, 30, 100]
+LOGITS = [float(sign * size) for size in LOGITS for sign in (1, -1)]
+
+
+@torch.no_grad()
+def assert_mean_is_that_of_samples(p, draws=4000):
+    torch.manual_seed(0)
+    x = p.sample((draws,)).double()
+    assert ((x.mean(0) - p.mean).abs() <= 5 * x.std(0) / draws**0.5 + 1e-6).all()
