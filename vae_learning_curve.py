@@ -220,7 +220,7 @@ def _draw_shorter(ax: Axes, histories: Sequence[History], digits: int) -> None:
         ends, mean = len(history), history.test_mean
         ax.plot(np.arange(ends + 1), mean, color="white", lw=3)
         ax.plot(np.arange(ends + 1), mean, color=INK, lw=1.3)
-        ax.plot(ends, mean[-1], "o", color=INK, mec="white", ms=6)
+        ax.plot(ends, mean[-1], "o", color=INK, mec="white", ms=6, zorder=3)
     # The last two have room for a label, the first of them left of the other's.
     places = (("center", 0), ("right", 11))
     for history, (align, shift) in zip(histories[::-1], places, strict=False):
@@ -310,9 +310,10 @@ def _draw_gap(ax: Axes, history: History, digits: int) -> None:
 def _draw_rates(ax: Axes, histories: Sequence[History]) -> None:
     """The learning rate of each run: what makes the end of any curve look level."""
     for history in histories:
-        x = np.concatenate([[0], np.arange(len(history)) + 0.5, [len(history)]])
-        width = 1.6 if history is histories[-1] else 1
-        ax.plot(x, np.pad(history.lr, 1, "edge"), color=INK, lw=width)
+        x, rate = np.arange(len(history)) + 0.5, history.lr  # averages, so at the middle
+        if len(x) == 1:
+            x, rate = np.array([0, 1]), np.repeat(rate, 2)
+        ax.plot(x, rate, color=INK, lw=1.6 if history is histories[-1] else 1)
     peak = max(float(history.lr.max()) for history in histories)
     ax.set_ylim(0, 1.15 * peak or 1)
     ax.set_title(f"learning rate, up to {number(float(f'{peak:.2g}'))}", color=INK, pad=3)

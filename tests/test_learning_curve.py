@@ -246,8 +246,8 @@ def test_the_learning_rates_of_all_runs_are_drawn():
     found = verdict_of()
     lines = panels(plot_learning_curve(found))["rate"].lines
     for line, run in zip(lines, found.histories, strict=True):
-        assert line.get_xdata()[1:-1].tolist() == (np.arange(len(run)) + 0.5).tolist()
-        assert line.get_ydata()[1:-1].tolist() == run.lr.tolist()
+        assert line.get_xdata().tolist() == (np.arange(len(run)) + 0.5).tolist()
+        assert line.get_ydata().tolist() == run.lr.tolist()
     assert "learning rate, up to 0.016" in words(plot_learning_curve(found))
 
 
@@ -341,6 +341,18 @@ def test_the_images_beside_the_last_epoch_are_those_of_the_values_written_there(
     arrows = [("↑" in label) == (float(label.split()[0].replace("−", "-")) > ax.get_ylim()[1])
               for label in labels]  # fmt: skip
     assert all(arrows)
+
+
+def test_the_contrast_of_the_images_beside_the_last_epoch_is_not_stretched():
+    pale = torch.full((200, 1, 4, 4), 0.4)
+    pale[:, :, 0] = 0.5
+    figure = plot_learning_curve(history_of(n=200), pale)
+    insets = panels(figure)["last"].child_axes
+    assert len(insets) == 7
+    for inset in insets:
+        image = inset.images[0]
+        seen = image.to_rgba(image.get_array())[..., :3]  # as it will be drawn
+        assert np.allclose(seen[0], 0.5, atol=0.01) and np.allclose(seen[1:], 0.6, atol=0.01)
 
 
 def test_data_points_that_cannot_be_shown_are_named_by_their_values():
