@@ -50,6 +50,7 @@ publish: .venv/installed-dev
 bench: .venv/installed
 	$(BIN)/python benchmarks/training_speed.py
 	$(BIN)/python benchmarks/likelihood.py
+	$(BIN)/python benchmarks/convergence.py
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv

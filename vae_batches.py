@@ -6,14 +6,15 @@ N counts the points of a data set, B those of a batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset, default_collate, get_worker_info
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
-from vae_runtime import digest, process, seed_all, seed_from, seeded
+from vae_runtime import digest, process, seed_from, seeded
 
 __all__ = ["Batch", "Batches", "Transform", "as_numbers"]
 
@@ -102,10 +103,11 @@ class Batches:
         """What tells this data set from others: a digest of it, or of 16 items of a dataset."""
         if isinstance(self.data, Tensor):
             return f"{self.length} points {digest(self.data)}"
-        index = sorted(set(torch.linspace(0, len(self) - 1, 16).long().tolist()))
+        places = torch.linspace(0, len(self) - 1, 16, dtype=torch.float64)
+        index = sorted(set(places.long().tolist()))
         found = set()
         for _ in range(2):  # items that differ from one look to the next identify nothing
-            with seeded(0):
+            with seeded(0), self._naming():
                 found.add(digest(_first_entries(_Items(self.data).fetch(index))))
         same = f" {found.pop()}" if len(found) == 1 else ""
         return f"{self.length} points of {type(self.data).__qualname__}{same}"
@@ -167,8 +169,13 @@ class Batches:
         return self._loaded(self.loader)
 
     def _loaded(self, loader: DataLoader[Any]) -> Iterator[Tensor]:
-        try:
+        with self._naming():
             yield from loader
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        try:
+            yield
         except TypeError as error:
             raise TypeError(f"{self.name}: {error}") from error
 
@@ -196,7 +203,7 @@ def _refuse_what_is_no_dataset(data: Any, name: str) -> None:
 
 
 class _Items:
-    """A dataset that fetches whole index lists; in a worker, each list with a seed of its own.
+    """A dataset that fetches whole index lists, each list with a seed of its own.
 
     So what the dataset draws at random depends neither on the number of workers nor on which of
     them fetches, and a continued run draws the same.
@@ -207,9 +214,8 @@ class _Items:
 
     def __getitems__(self, seed_and_index: list[int]) -> Any:
         seed, *index = seed_and_index
-        if get_worker_info() is not None:
-            seed_all(seed)
-        return self.fetch(index)
+        with seeded(seed):
+            return self.fetch(index)
 
     def fetch(self, index: list[int]) -> Any:
         if isinstance(self.data, np.ndarray):

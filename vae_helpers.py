@@ -197,7 +197,7 @@ class DecoderGaussian(Conditional):
     def scale(self) -> Tensor:
         """The σ shared by all data points, ``()``; not there with ``scale="net"``."""
         if self.log_scale is None:
-            return cast(Tensor, self.fixed_scale)
+            return cast(Tensor, widened(self.fixed_scale))
         return (_SCALE_GAIN * widened(self.log_scale)).exp() + MIN_SCALE
 
     @torch.no_grad()
@@ -260,7 +260,7 @@ class DecoderCategorical(Conditional):
                 f"channels; got {tuple(out.shape)}"
             )
         logits = out.unflatten(1, (components, -1)).movedim(1, 0)
-        return independent(SharedHistograms(logits, _HISTOGRAM_GAIN * self.histograms))
+        return independent(SharedHistograms(logits, _HISTOGRAM_GAIN * widened(self.histograms)))
 
 
 # ---------------------------------------------------------------------------------- priors
@@ -820,13 +820,13 @@ def _refuse_not_finite(model: VAE, x: Tensor, loss: Tensor, elbo: Elbo) -> None:
             with torch.no_grad():  # what a compiled model says with NaN, this says in words
                 model.elbo(x)
             raise FloatingPointError(f"{term} is not finite for {bad} of {len(x)} data points")
-    raise FloatingPointError(f"the loss is {float(loss)}, while the ELBO is finite")
+    raise FloatingPointError(f"the loss is {loss.item()}, while the ELBO is finite")
 
 
 def _warn_of(history: History, model: VAE, steps: int) -> None:
     """Warn of what the numbers of a run of so many steps alone would not tell."""
     bounded = int(history.bounded.sum())
-    if bounded > steps / 4:  # on small batches of uneven data, some are ordinary
+    if bounded > max(3, steps / 4):  # on small batches of uneven data, some are ordinary
         warnings.warn(
             f"the gradient was more than three times as long as usual, or not finite, in {bounded} "
             f"of {steps} steps, and was bounded there: a lower lr may end better",

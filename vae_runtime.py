@@ -38,7 +38,6 @@ __all__ = [
     "pick_device",
     "process",
     "progress_bar",
-    "seed_all",
     "seed_from",
     "seeded",
     "whole_number",
@@ -62,13 +61,6 @@ def seed_from(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
 
 
-def seed_all(seed: int) -> None:
-    """Seed Python's, NumPy's and PyTorch's generators, the last on CPU, CUDA and MPS."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
 @contextlib.contextmanager
 def seeded(*key: int) -> Iterator[None]:
     """Within it every generator that data or a model may draw from is seeded by ``key``.
@@ -78,9 +70,12 @@ def seeded(*key: int) -> Iterator[None]:
     generators = _generators()
     before = [read() for read, _ in generators]
     try:
-        seed_all(seed_from(*key))
-        if xla := sys.modules.get(_XLA):  # which torch.manual_seed does not reach
-            xla.set_rng_state(seed_from(*key))
+        seed = seed_from(*key)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)  # on CPU, CUDA and MPS
+        if xla := sys.modules.get(_XLA):
+            xla.set_rng_state(seed)
         yield
     finally:
         for (_, write), state in zip(generators, before, strict=True):
@@ -210,7 +205,7 @@ def digest(array: Tensor | np.ndarray) -> str:
     rows = torch.as_tensor(array).detach()
     found = hashlib.sha256(f"{tuple(rows.shape)} {rows.dtype}".encode())
     if rows.nbytes > 2**30 and len(rows) > 10_000:
-        rows = rows[torch.linspace(0, len(rows) - 1, 10_000).long()]
+        rows = rows[torch.linspace(0, len(rows) - 1, 10_000, dtype=torch.float64).long()]
     found.update(rows.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()[:16]
 

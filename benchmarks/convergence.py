@@ -168,8 +168,8 @@ def residual() -> lab.VAE:
 
 def notebook() -> lab.VAE:
     """The network of the report's Task 1."""
-    decoder = lab.DecoderGaussian(residual_mlp(16, 128, 1, MNIST))
-    return vae(residual_mlp(MNIST, 128, 1, 2 * 16), decoder, 16)
+    decoder = lab.DecoderGaussian(residual_mlp(9, 512, 1, MNIST))
+    return vae(residual_mlp(MNIST, 512, 1, 2 * 9), decoder, 9)
 
 
 def convolutional() -> lab.VAE:
@@ -288,9 +288,9 @@ CONFIGURATIONS = {
     "MNIST, binary": Configuration(
         lambda: images("mnist"), plain(MNIST, [64], 6, Bernoulli), binarize, 500, epochs=(4,)
     ),
-    "README": Configuration(readme, plain(8, [32], 3), None, None, 5e-3, epochs=(16, 80)),
+    "README": Configuration(readme, plain(8, [32], 3), None, None, None, epochs=(16, 40)),
     "notebook": Configuration(
-        lambda: images("mnist"), notebook, dequantize, 256, 4e-3, epochs=(32,), seeds=BOTH,
+        lambda: images("mnist"), notebook, dequantize, 512, None, epochs=(64,), seeds=BOTH,
         long=True,
     ),
 }  # fmt: skip

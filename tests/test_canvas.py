@@ -94,9 +94,10 @@ def test_descriptions_of_several_axes_follow_each_other():
 
 
 def test_the_style_of_others_is_left_alone():
-    before = dict(mpl.rcParams)
-    save_figure(drawn(), "it")
-    assert dict(mpl.rcParams) == before
+    with mpl.rc_context({"font.size": 3.0, "axes.spines.top": True, "text.color": "red"}):
+        before = dict(mpl.rcParams)
+        save_figure(drawn(), "it")
+        assert dict(mpl.rcParams) == before
 
 
 def test_savefig_in_a_script_saves_what_was_drawn(tmp_path):

@@ -44,6 +44,15 @@ def test_latent_units_warn_of_posterior_collapse():
     assert units.active.tolist() == [True, False, False]
 
 
+def test_one_dead_unit_of_three_is_no_collapse():
+    vae = tiny_vae(latents=3)
+    with torch.no_grad():
+        vae.encoder.net[-1].weight[:2] *= 10
+        vae.encoder.net[-1].weight[2] = 0
+    units = diagnostics.latent_units(vae, torch.randn(200, 6))  # a warning would be an error
+    assert units.active.tolist() == [True, True, False]
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_numbers_that_are_not_finite_are_refused_and_no_collapse_is_told(bad):
     x = torch.randn(20, 6)

@@ -1,8 +1,11 @@
 """The explorers of plane and cloud: what they hold, and what a reader meets in a browser."""
 
+import base64
 import copy
 import html
+import io
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -11,6 +14,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import vae_helpers as lab
@@ -279,6 +283,38 @@ def test_a_cloud_holds_curves_to_the_digit_that_it_shows(history, cloud):
     for curve, n in zip(curves, number.tolist(), strict=True):
         assert np.abs(curve - history.test[:, column[n]]).max() <= 0.05001
     assert content(cloud)["mean"] == pytest.approx(history.test_mean, abs=0.05001)
+
+
+def tiles_of(sheet, count, columns=30):
+    """The tiles ``(count, H, W)`` of a sheet that a page holds, 8-bit."""
+    file = io.BytesIO(base64.b64decode(sheet.removeprefix("data:image/png;base64,")))
+    pixels, (rows, cols) = np.asarray(Image.open(file).convert("L")), SHAPE[1:]
+    places = (divmod(i, columns) for i in range(count))
+    return np.stack([pixels[r * rows :, c * cols :][:rows, :cols] for r, c in places])
+
+
+def test_a_cloud_holds_the_image_and_the_label_of_each_of_its_points(photos, cloud):
+    held, (images, labels) = content(cloud), photos
+    numbers = np.array(held["numbers"])
+    assert (numbers != np.arange(len(numbers))).any()
+    assert held["labels"] == labels[numbers].tolist()
+    assert np.array_equal(tiles_of(held["images"], len(numbers)), 255 - images[numbers, 0].numpy())
+
+
+def test_a_plane_holds_code_label_terms_and_both_images_of_each_point(model, data, explorer):
+    held, (x, labels) = content(explorer), data
+    z = model.encoder(x).mean
+    kept = z.abs().amax(1) <= held["limit"]
+    assert len(x) * 0.98 - 1 <= kept.sum() < len(x)
+    x, labels, z = x[kept], labels[kept], z[kept].detach()
+    log_p = model.decoder.log_prob(x, z).detach()
+    kl = 0.5 * (z**2 + MIN_SCALE**2 - 2 * math.log(MIN_SCALE) - 1).sum(1)
+    expected = torch.column_stack([z, labels, -log_p, kl])
+    torch.testing.assert_close(torch.tensor(held["points"]), expected, rtol=1e-3, atol=0.06)
+    assert np.array_equal(tiles_of(held["images"], len(x)), (255 * (1 - x[:, 0])).numpy())
+    drawn = 255 * (1 - model.decoder(z).mean[:, 0].detach())
+    assert np.abs(tiles_of(held["reconstructions"], len(x)) - drawn.numpy()).max() <= 0.51
+    assert held["colors"] == list(CLASS_COLORS)
 
 
 @pytest.mark.parametrize(("spread", "digits"), [(70000, 0), (700, 1), (90, 2), (0.5, 4)])

@@ -217,6 +217,17 @@ def test_the_manifold_has_its_first_axis_to_the_right_and_its_second_upwards():
     assert image.origin == "upper"
 
 
+def test_the_contrast_of_the_manifold_is_not_stretched():
+    vae = tiny_vae((1, 8, 8))
+    for parameter in vae.decoder.parameters():
+        nn.init.constant_(parameter, 0.0)
+    with torch.no_grad():  # pictures of 0.4 with a row of 0.5
+        vae.decoder.net[-2].bias.copy_(torch.where(torch.arange(64) < 8, 0.5, 0.4))
+    (image,) = plot_manifold(vae, side=3).axes[0].images
+    seen = image.to_rgba(image.get_array())[..., :3].reshape(3, 8, 24, 3)
+    assert np.allclose(seen[:, 0], 0.5, atol=0.01) and np.allclose(seen[:, 1:], 0.6, atol=0.01)
+
+
 def test_to_look_at_the_plane_changes_nothing():
     vae = tiny_vae((1, 8, 8))
     vae.decoder = Coordinates()

@@ -492,7 +492,9 @@ class Watched(nn.Module):
 
 
 @pytest.mark.parametrize("prior", PRIORS[:2])  # the third has a network, itself in 16 bits
-@pytest.mark.parametrize("name", ["one sigma", "net", "Bernoulli", "continuous Bernoulli"])
+@pytest.mark.parametrize(
+    "name", ["one sigma", "net", "fixed", "categorical", "Bernoulli", "continuous Bernoulli"]
+)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sixteen_bit_weights_give_float32_that_only_their_networks_make_coarse(dtype, name, prior):
     """What follows the outputs of the networks agrees with the same in float64."""

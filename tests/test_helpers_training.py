@@ -1045,3 +1045,12 @@ def test_five_hundred_epochs_neither_grow_in_memory_nor_slow_down():
         f"memory +{(traced[-1] - traced[99]) / 1e3:.0f} kB traced, "
         f"{(resident[-1] - resident[99]) / 1e3:+.0f} kB resident; time per epoch x {drift:.2f}"
     )
+
+
+def test_a_loss_that_is_not_finite_beside_an_elbo_that_is_stops_training():
+    class Blown(lab.VAE):
+        def loss(self, x):
+            return super().loss(x) * math.inf
+
+    with pytest.raises(FloatingPointError, match=r"step 1: the loss is (-?inf|nan), while the ELB"):
+        run(own_loss(Blown), points(), batch_size=5)

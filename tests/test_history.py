@@ -44,6 +44,13 @@ def test_rows_averages_and_standard_errors_are_those_of_the_points():
     assert len(history) == 3
 
 
+def test_averages_are_of_float64_though_the_values_are_of_float32():
+    test = (np.random.default_rng(0).normal(-800, 50, (2, 20_000))).astype(np.float32)
+    history, exact = history_of(test), test.astype(np.float64)
+    assert np.allclose(history.test_mean, exact.mean(1), rtol=1e-12)
+    assert np.allclose(history.test_se, exact.std(1, ddof=1) / math.sqrt(20_000), rtol=1e-12)
+
+
 @pytest.mark.parametrize("keep_points", [7, 1, 100, 1000, None])
 def test_a_sample_of_points_is_kept_in_order_and_the_averages_are_of_all(keep_points):
     kept = min(100, keep_points or 100)

@@ -55,6 +55,11 @@ def test_a_lasting_change_of_size_is_followed():
     assert left[-1] == pytest.approx(20, rel=1e-6)
 
 
+def test_the_usual_norm_learns_from_what_is_left_of_a_gradient():
+    left, _ = stepped([2.0] * 5 + [1000.0, 100.0])
+    assert left == pytest.approx([2.0] * 5 + [6.0, 3 * (5 * 2 + 6) / 6], rel=1e-4)
+
+
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
 @pytest.mark.parametrize("before", [0, 10])
 def test_a_gradient_that_is_not_finite_becomes_zero_and_is_counted_but_not_remembered(bad, before):

@@ -21,6 +21,7 @@ from vae_networks import mlp
 
 SCRIPT = Path(train.__file__)
 SMALL = ["--dataset=digits", "--decoder=bernoulli", "--hidden", "16", "--latents=2", "--epochs=4"]
+SMALL += ["--batch-size=128"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
 ENVIRONMENT.pop("TQDM_DISABLE", None)  # whoever set it, a terminal gets its bar here
 
@@ -260,7 +261,7 @@ def test_a_checkpoint_of_other_settings_is_told_in_a_line(finished, capsys):
     options = f"@{folder.parents[1] / 'options.txt'}"
     assert train.main([options, f"--out={folder}", "--lr=0.5"]) == 1
     said = capsys.readouterr().err
-    assert re.fullmatch(r"train\.py: .*checkpoint\.pt .*lr \(0\.003 there, 0\.5 here\).*\n", said)
+    assert re.fullmatch(r"train\.py: .*checkpoint\.pt .*lr \(0\.00\d there, 0\.5 here\).*\n", said)
 
 
 def run_away(raw):
@@ -281,7 +282,7 @@ def test_ctrl_c_on_a_terminal_keeps_the_checkpoint(tmp_path):
     import pty
     import termios
 
-    arguments = [*SMALL, "--epochs=300", "--batch-size=128", f"--out={tmp_path}"]
+    arguments = [*SMALL, "--epochs=300", f"--out={tmp_path}"]
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))  # a window has a size
     with subprocess.Popen(
