@@ -57,7 +57,7 @@ class Batch(NamedTuple):
     x: Tensor
     """The points in the model's space, ``(B, ...)``."""
     share: float
-    """The size of this part against that of the average process: 1 where there is but one."""
+    """The size of this part by the mean size of all parts of the batch: 1 for one process."""
 
 
 class Batches:
@@ -81,14 +81,16 @@ class Batches:
         if getattr(type(data), "__getitem__", None) is TensorDataset.__getitem__:
             data = data.tensors[0]  # unless a subclass makes other items of its tensors
         _refuse_what_is_no_dataset(data, name)
+        self.name = name
         if not isinstance(data, np.memmap):  # whose rows stay on the disk until they are asked for
-            data = as_numbers(data)
+            with self._naming():
+                data = as_numbers(data)
         self.length = len(data)
         if self.length < 1:
             raise ValueError(f"{name} holds no data points")
         if isinstance(data, Tensor) and _fits_on(device, data):
             data = data.to(device)  # resident, so that a step moves nothing but indices
-        self.data, self.name, self.device, self.dtype = data, name, device, dtype
+        self.data, self.device, self.dtype = data, device, dtype
         self.transform = transform
         self.loader = None if isinstance(data, Tensor) else _loader(data, device, workers)
 
@@ -112,11 +114,11 @@ class Batches:
         same = f" {found.pop()}" if len(found) == 1 else ""
         return f"{self.length} points of {type(self.data).__qualname__}{same}"
 
-    def shares(self, batch_size: int, seed: Sequence[int] | None = None) -> list[Tensor]:
+    def indices(self, batch_size: int, seed: Sequence[int] | None = None) -> list[Tensor]:
         """The indices of every batch, ``(B,)`` each: in order, or for training shuffled by a seed.
 
         A last batch for training that holds one point, or fewer than there are processes, joins
-        the one before: BatchNorm cannot do with one point. Raises ``ValueError`` where even so a
+        the one before: BatchNorm fails on a single point. Raises ``ValueError`` where even so a
         process would go without.
         """
         order, world, least = torch.arange(len(self)), process()[1], 1
@@ -142,7 +144,7 @@ class Batches:
     def first(self, points: int, seed: int) -> Tensor:
         """Some points at random, in the model's space, the same in every process."""
         with seeded(seed):
-            (raw,) = self._raw(self.shares(points, (seed,))[:1])
+            (raw,) = self._raw(self.indices(points, (seed,))[:1])
             return self._in_model_space(raw)
 
     def _in_model_space(self, raw: Tensor) -> Tensor:
@@ -159,13 +161,13 @@ class Batches:
             raise TypeError(f"{self.name}: the transform must return a tensor, got {type(x)}")
         return x.to(self.dtype) if x.is_floating_point() else x
 
-    def _raw(self, shares: Sequence[Tensor]) -> Iterable[Tensor]:
+    def _raw(self, parts: Sequence[Tensor]) -> Iterable[Tensor]:
         if isinstance(self.data, Tensor):
             # Whole rows: copied far faster than by a general index.
-            return (self.data.index_select(0, share.to(self.data.device)) for share in shares)
+            return (self.data.index_select(0, part.to(self.data.device)) for part in parts)
         assert self.loader is not None
         sampler: Any = self.loader.batch_sampler
-        sampler.batches = [share.tolist() for share in shares]
+        sampler.batches = [part.tolist() for part in parts]
         return self._loaded(self.loader)
 
     def _loaded(self, loader: DataLoader[Any]) -> Iterator[Tensor]:
@@ -231,7 +233,7 @@ class _GivenBatches:
         self.batches: list[list[int]] = []
 
     def __iter__(self) -> Iterator[list[int]]:
-        seed = torch.initial_seed()  # of this pass: nothing is drawn from the generator for it
+        seed = torch.initial_seed()  # of this pass; to read it draws nothing
         return iter([seed_from(seed, number), *b] for number, b in enumerate(self.batches))
 
     def __len__(self) -> int:

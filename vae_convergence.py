@@ -48,7 +48,9 @@ class Convergence:
     ratio                the last gain over the one before, if that was a gain, else None
     forecast             {2: …, 8: …}, the test −ELBO that as many times the longest run would end
                          at, intervals of 80 %; {} where none can be foretold
-    gaps                 test minus train at the end of each run
+    gaps, gap_growth     test minus train at the end of each run; what the last doubling added, if
+                         the gap is positive
+    memorises            whether that is more than a quarter of what train gained
     best, rise           epochs to the lowest test −ELBO of any run; how far the end lies above it
     ===================  ===================================================================
     """
@@ -59,8 +61,11 @@ class Convergence:
         self.gain, self.train_gain = self.gains[-1], _fall(histories[-2], histories[-1], "train")
         before = self.gains[-2].value if len(self.gains) > 1 else 0
         self.ratio = self.gain.value / before if before > 0 else None
-        self.forecast = _foretell(float(histories[-1].test_mean[-1]), self.gains)
         self.gaps = [_gap(run) for run in histories]
+        self.gap_growth = max(self.gaps[-1].value, 0) - max(self.gaps[-2].value, 0)
+        self.memorises = 4 * self.gap_growth > self.train_gain.value
+        end = float(histories[-1].test_mean[-1])
+        self.forecast = {} if self.memorises else _foretell(end, self.gains)
         lowest = min(histories, key=lambda run: float(run.test_mean.min()))
         self.best = int(lowest.test_mean.argmin())
         self.rise = _fall(histories[-1], lowest, "test", self.best)
@@ -69,10 +74,9 @@ class Convergence:
     def _judge(self) -> tuple[Verdict, str]:
         gain = self.gain
         if gain.low > 0 and gain.high >= self.tolerance:
-            gap = max(self.gaps[-1].value, 0) - max(self.gaps[-2].value, 0)
-            if 4 * gap <= self.train_gain.value:
-                return "still improving", ""
-            return "cannot tell", "test - train grows so fast that more training may overfit"
+            if self.memorises:
+                return "cannot tell", "test - train grows so fast that more training may overfit"
+            return "still improving", ""
         if gain.high < self.tolerance and self.rise.value <= self.tolerance:
             if len(self.gains) > 1 and gain.low > max(self.gains[-2].high, 0):
                 return "cannot tell", "the gains grow, so double the training once more"
@@ -93,6 +97,8 @@ class Convergence:
             said += f"after {self.best} epochs, was lower by {self._show(self.rise)}"
         if self.verdict == "converged" and self.train_gain.low > 0:
             said += f"; the training curve still falls, by {self._show(self.train_gain)}"
+            if self.memorises:
+                said += f", of which test - train took {self._number(self.gap_growth)}"
         if self.forecast:
             now = self._number(self.histories[-1].test_mean[-1])
             said += f"; 8 times as long would bring -ELBO {now} to {self._show(self.forecast[8])}"
@@ -132,10 +138,10 @@ def convergence(*histories: History, tolerance: float) -> Convergence:
     still improving  it reaches the tolerance and lies above 0
     overfitting      it ends below the tolerance, but the longest run ends more than the tolerance
                      above the lowest test −ELBO of any epoch, and train still falls
-    cannot tell      too few test points for the tolerance; or gains below it grow; or the longest
-                     run is worse on train as well; or the gap test − train took a quarter of what
-                     train gained. As a rule train's gains halve with each doubling and the gap's
-                     growth does not: then test may soon rise
+    cannot tell      too few test points for the tolerance; or gains grow, though they lie below it;
+                     or the longest run is worse on train as well; or test may soon rise, since the
+                     gap test − train took more than a quarter of what train gained: as a rule
+                     train's gains halve with each doubling, and the gap's growth does not
     ===============  =======================================================================
 
     Raises ``ValueError`` unless the runs are whole and differ in their epochs only.
@@ -198,7 +204,7 @@ _SHARES = (0.1, 0.5, 1.1)
 
 
 def _foretell(end: float, gains: Sequence[Estimate]) -> dict[int, Estimate]:
-    """−ELBO by factor. Gains that do not shrink foretell no limit, and neither does a rise."""
+    """−ELBO by factor. Gains that grow foretell no limit, and neither does a rise."""
     gain, found = gains[-1], {}
     if len(gains) < 2 or gain.low > gains[-2].high or gain.high < 0:
         return {}
@@ -206,6 +212,7 @@ def _foretell(end: float, gains: Sequence[Estimate]) -> dict[int, Estimate]:
         least, middle, most = (sum(s**k for k in range(1, doublings + 1)) for s in _SHARES)
         noise = gain.high - gain.value
         low, high = end - most * gain.high - noise, end - least * max(gain.low, 0) + noise
+        # An interval of 80 % of a normal is 2 × 1.28 standard errors wide.
         found[2**doublings] = Estimate(end - middle * gain.value, (high - low) / 2.56, low, high)
     return found
 
@@ -226,7 +233,7 @@ def fit_doubling(
     ``settings`` are ``fit``'s. The model is left as the longest run leaves it, whose history is
     ``.histories[-1]``. With a ``checkpoint``, that file keeps the first weights and one beside it
     each run: the same call goes on where it was interrupted, and a call for twice the epochs
-    trains the longest run only. Raises ``ValueError`` unless E is a multiple of 4.
+    trains the longest run only. Raises ``ValueError`` after Ctrl-C, and if E is no multiple of 4.
     """
     if epochs < 4 or epochs % 4:
         raise ValueError(f"epochs must be a multiple of 4, for runs of E/4, E/2, E; got {epochs}")

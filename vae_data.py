@@ -173,7 +173,7 @@ def _download(title: str, sha256: dict[str, str], raw: Path, download: bool) -> 
 
 
 def _of_raw_images(transform: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The transform, which answers data that are no raw 8-bit images with what to do instead."""
+    """The transform, which refuses all but raw 8-bit images and says what to do instead."""
 
     @functools.wraps(transform)
     def checked(raw: Tensor) -> Tensor:

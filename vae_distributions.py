@@ -1,7 +1,7 @@
 """Distributions that PyTorch lacks or computes badly.
 
 Log-probabilities are in nats, summed over the event, one number per data point. B counts the data
-points of a batch, D the dimensions of z. Scales of normal distributions are bounded away from 0.
+points of a batch, D the dimensions of z. Scales that networks give are bounded away from 0.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MIN_SCALE = 1e-3
 
 
 def widened(out: Any) -> Any:
-    """A tensor, or those in a tuple or list, in float32 where they are narrower floats."""
+    """Floats narrower than float32, alone or in a tuple or list, as float32; the rest as it is."""
     if isinstance(out, (tuple, list)):
         return type(out)(widened(part) for part in out)
     if isinstance(out, Tensor) and out.is_floating_point() and out.dtype.itemsize < 4:
@@ -145,10 +145,10 @@ def _support_moves(q: Distribution) -> bool:
     """Whether q's support may depend on its parameters."""
     if isinstance(q, Independent):
         return _support_moves(q.base_dist)
-    if isinstance(
-        q, TransformedDistribution
-    ):  # a map of ℝ covers the same range, whatever moves it
-        return q.base_dist.support not in (constraints.real, constraints.real_vector)
+    if isinstance(q, TransformedDistribution):  # all of ℝ, mapped onto all of ℝ, stays where it is
+        parts = [part for t in q.transforms for part in getattr(t, "parts", [t])]
+        whole = (constraints.real, constraints.real_vector)
+        return _support_moves(q.base_dist) or any(part.codomain not in whole for part in parts)
     support = q.support
     bounds = [support, getattr(support, "base_constraint", None)]
     return any(isinstance(v, Tensor) for c in bounds if c is not None for v in vars(c).values())

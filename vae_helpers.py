@@ -8,15 +8,15 @@ prior p(z) is one without a condition. A VAE only composes the three::
                                       └───── KL(q‖p) ◀──── prior p(z)   └─ log p(x|z)
                                                  └──────── ELBO per point ──────┘
 
-This file reads from top to bottom in that order:
+This file reads from top to bottom in that order, what a part needs beside it:
 
 ==================  ====================================================================
 conditional         Conditional: EncoderGaussian, DecoderGaussian, DecoderBernoulli,
                     DecoderContinuousBernoulli, DecoderCategorical
 priors              PriorGaussian, PriorMixture, PriorAutoregressive
-model               VAE (elbo, loss, sample, reconstruct, log_marginal), Elbo
-training            fit → History, train_epoch
-looking             evaluate, looking_at; networks_in, wide_dtype
+model               VAE (elbo, loss, sample, reconstruct, log_marginal), Elbo, looking_at
+training            fit → History, train_epoch, networks_in, wide_dtype; in vae_steps: rates, bound
+evaluation          evaluate
 ==================  ====================================================================
 
 Every log-probability, KL and ELBO is in nats, summed over the event, one number per data point.
@@ -114,8 +114,8 @@ class Conditional(nn.Module):
     """A network plus a rule that turns its output into a distribution (abstract).
 
     A subclass is the rule, ``distribution``. Within ``networks_in`` the network, and nothing else,
-    computes in another precision. The rule sees float32 whatever the network computes in, or
-    float64 where the network does.
+    computes in another precision. Before the rule sees its output, that becomes float32, or stays
+    float64.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -147,7 +147,8 @@ class Conditional(nn.Module):
     def log_prob(self, value: Tensor, condition: Tensor) -> Tensor:
         """log p(value | condition) in nats, ``(B,)``.
 
-        Raises ``ValueError`` outside the support and ``FloatingPointError`` for NaN or infinity.
+        Raises ``ValueError`` outside the support, and ``FloatingPointError`` for NaN or infinity
+        unless the support is the real line, where they give NaN.
         """
         return checked_log_prob(self(condition), value)
 
@@ -164,8 +165,8 @@ class EncoderGaussian(Conditional):
         return normal(loc, positive(raw_scale))
 
 
-# Adam moves any parameter by about the learning rate per step, which is too slow for numbers that
-# the data set: the logarithm of σ and the logits of rare grey levels take longer steps.
+# Adam moves any parameter by about the learning rate per step, which is too slow for parameters
+# whose size the data dictate: log σ and the logits of rare grey levels take longer steps.
 _SCALE_GAIN = 20
 _HISTOGRAM_GAIN = 10
 
@@ -177,15 +178,16 @@ class DecoderGaussian(Conditional):
     takes it from the network, whose output then has twice the channels: μ, then σ; that needs
     standardised data.
 
-    The likelihood is greatest where σ² is the mean squared residual. So ``fit`` lets a σ that was
-    never trained begin at the residuals of the untrained networks, and from there log σ follows
-    them in long steps as they shrink. In a loop of one's own, ``start_from`` does that; else σ
+    The likelihood is greatest where σ² is the mean squared residual. So ``fit`` lets an untrained σ
+    begin at the residuals of the untrained networks, and from there log σ follows them in long
+    steps as they shrink. In a loop of one's own, ``start_from`` does that; else σ
     begins at 1, right for standardised data.
     """
 
     def __init__(self, net: nn.Module, scale: float | Literal["net"] | None = None) -> None:
         super().__init__(net)
         self.given_scale = scale
+        # log σ / _SCALE_GAIN, so that a step of it is that many times as long for log σ.
         self.log_scale = nn.Parameter(torch.zeros(())) if scale is None else None
         self.register_buffer("fixed_scale", fixed_scale(scale))
 
@@ -326,14 +328,14 @@ class PriorAutoregressive(_Prior):
         outputs = dim * 3 * components
         self.first = nn.Linear(dim, hidden)
         self.last = nn.Linear(hidden, outputs)
-        # Hidden unit h sees z_1 … z_seen(h); a factor sees the hidden units that know less than it.
+        # Hidden unit h sees z_1 … z_seen(h); factor d sees those units that see no z beyond z_d−1.
         # Where there are few hidden units, they lie evenly among the dimensions.
         step = max(0, dim - 2) // hidden + 1
         seen = torch.arange(hidden) * step % max(1, dim - 1) + 1
         self.register_buffer("first_mask", (seen[:, None] > torch.arange(dim)).float())
         factor = torch.arange(outputs) // (3 * components)
         self.register_buffer("last_mask", (factor[:, None] >= seen).float())
-        with torch.no_grad():  # near a wide mixture that does not depend on the others
+        with torch.no_grad():  # each factor begins close to the same wide mixture
             self.last.weight *= 0.3
             self.last.bias.view(dim, 3, components)[:, 1] = torch.linspace(-1, 1, components)
 
@@ -371,13 +373,14 @@ class Elbo(NamedTuple):
 class VAE(nn.Module):
     """A variational autoencoder: q(z|x), p(x|z) and p(z), each to be exchanged at any time.
 
-    ``encoder(x)`` and ``decoder(z)`` return a ``Distribution`` with batch shape ``(B,)``, and so
-    does ``prior()`` with an empty one: any module that does so will do. ``beta`` weights the KL
+    ``encoder(x)`` and ``decoder(z)`` return a ``Distribution`` with batch shape ``(B,)``,
+    ``prior()`` one with batch shape ``()``. Any module that does so works. ``beta`` weights the KL
     term in the loss (β-VAE, Higgins et al. 2017), and nothing else.
 
-    The KL term is exact where PyTorch knows the pair of distributions, else, or with
-    ``analytic_kl=False``, log q(z|x) − log p(z) at the sample, whose gradient is taken along the
-    path of z alone (Roeder et al. 2017): unbiased, and without variance where q is the posterior.
+    The KL term is exact where PyTorch knows the pair of distributions. Elsewhere, and with
+    ``analytic_kl=False``, it is log q(z|x) − log p(z) at the sample. Its gradient then flows along
+    the path of z alone (Roeder et al. 2017): it stays unbiased, and loses its noise as q nears the
+    posterior.
     """
 
     def __init__(
@@ -411,8 +414,8 @@ class VAE(nn.Module):
     def forward(self, x: Tensor) -> Elbo:
         """The same as ``elbo``: what a wrapper such as ``DistributedDataParallel`` calls.
 
-        After ``compile()`` it is compiled, and grey pixels under a Bernoulli give NaN here. But
-        ``elbo`` stays as it is, and so do the errors of ``fit``.
+        After ``compile()`` this is the compiled one. It marks data outside the support as NaN, and
+        ``fit`` then calls ``elbo``, which raises the usual error.
         """
         return self.elbo(x)
 
@@ -421,7 +424,7 @@ class VAE(nn.Module):
 
         Raises ``TypeError`` for data that are no floating-point numbers and for parts that give no
         distribution, ``ValueError`` where shapes do not fit together or data lie outside the
-        decoder's support.
+        decoder's support, ``FloatingPointError`` where they are NaN under a bounded support.
         """
         x = self._as_input(x)
         q = checked_posterior(self.encoder(x), len(x))
@@ -499,19 +502,20 @@ class VAE(nn.Module):
 
     def _as_input(self, x: Any) -> Tensor:
         """x on the model's device, in its dtype, or in float32 where that is narrower."""
-        x, own = as_numbers(x), next(self.parameters())
+        x = as_numbers(x)
         if not x.is_floating_point():
             with looking_at(self):
                 support = self.decoder(self.prior().sample((1,))).support
             raise TypeError(f"data of {x.dtype} are not in the model's space: {remedy(x, support)}")
-        return x.to(own.device, torch.promote_types(own.dtype, torch.float32))
+        device = next((weight.device for weight in self.parameters()), x.device)
+        return x.to(device, wide_dtype(self))
 
 
 @contextlib.contextmanager
 def looking_at(model: nn.Module) -> Iterator[None]:
-    """Within it the model computes in evaluation mode and without gradients.
+    """Within it the model is in evaluation mode, and no gradients are kept.
 
-    Afterwards each of its modules is in the mode in which it was: to look changes nothing.
+    Afterwards each of its modules has its old mode again: looking changes nothing.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -578,15 +582,15 @@ def fit(
     ``FloatingPointError`` for a term that is not finite.
     """
     check_rate(lr, schedule)
-    whole = {
+    numbers = {
         "epochs": whole_number("epochs", epochs),
         "batch_size": None if batch_size is None else whole_number("batch_size", batch_size),
         "kl_warmup": whole_number("kl_warmup", kl_warmup, least=0),
         "seed": whole_number("seed", seed, least=0),
         "keep_points": None if keep_points is None else whole_number("keep_points", keep_points),
     }
-    rest = {"lr": lr, "schedule": schedule, "precision": precision}
-    settings = {**whole, **rest, "transform": describe(transform)}
+    others = {"lr": lr, "schedule": schedule, "precision": precision}
+    settings = {**numbers, **others, "transform": describe(transform)}
     device, dtype = pick_device(device), wide_dtype(model)
     training = Batches(train, "train", device, dtype, transform, workers)
     held_out = Batches(test, "test", device, dtype, transform, workers)
@@ -603,12 +607,12 @@ def fit(
                 run.add_epoch(history, bar)
                 run.save(history)
                 wish = progress(history) if callable(progress) and not process()[0] else None
-                if not agreed(not isinstance(wish, (bool, np.bool_)) or bool(wish)):
+                if agreed(isinstance(wish, (bool, np.bool_)) and not wish):
                     break
         except KeyboardInterrupt:
             print(f"interrupted: the history holds {len(history)} of {epochs} epochs")
     model.eval()
-    _warn_of(history, model, run.steps * len(history))
+    _warn_about(history, model, run.steps * len(history))
     return history
 
 
@@ -620,7 +624,8 @@ def train_epoch(
 ) -> Tensor:
     """Train on every batch once; return each point's −ELBO in nats, in the order of the batches.
 
-    ``objective`` gives the loss of a batch, and the ELBO of each of its points on the way.
+    ``objective`` gives the loss of a batch, and the ELBO of each of its points on the way. The
+    optimizer has one group of parameters.
     """
     nats = []
     for batch, rate in zip(batches, rates, strict=True):
@@ -662,21 +667,21 @@ class _Run:
         )
         self.objective: nn.Module = _Objective(model)
         if process()[1] > 1:
-            # Else gradients are packed anew after the first step, which changes the order of their
-            # sums: a continued run would differ in the last bit.
+            # Where unused parameters are looked for, gradients are not packed anew after the first
+            # step: that would change the order of their sums, and a continued run's last bits.
             wrap = nn.parallel.DistributedDataParallel
             self.objective = wrap(self.objective, find_unused_parameters=True)
-        self.steps = len(training.shares(settings["batch_size"], (0,)))
+        self.steps = len(training.indices(settings["batch_size"], (0,)))
         total = settings["epochs"] * self.steps
         self.rates = settings["lr"] * SCHEDULES[settings["schedule"]](np.arange(total) / total)
 
     def begin(self, history: History) -> None:
-        """Show the data to a decoder that wants to see some first, then evaluate and record."""
+        """Let a learned σ begin at the residuals, note the first weights, and evaluate."""
         start_from = getattr(self.model.decoder, "start_from", None)
         if start_from is not None:
             with torch.no_grad():
                 x = self.training.first(_EVALUATION_BATCH, self.settings["seed"])
-            if x.is_floating_point() and x.isfinite().all():  # else the evaluation says it
+            if x.is_floating_point() and x.isfinite().all():  # else the evaluation below says why
                 drawn = self.model.reconstruct(x)
                 if drawn.shape == x.shape:
                     start_from(x - drawn)
@@ -707,7 +712,7 @@ class _Run:
             if warm_up:
                 done = (epoch - 1) * self.steps + len(order)
                 self.model.beta = beta * min(1.0, done / warm_up)
-            with _naming(f"train, epoch {epoch}, step {len(order)}"):
+            with _named(f"train, epoch {epoch}, step {len(order)}"):
                 loss, elbo = self.objective(batch.x)
                 _refuse_not_finite(self.model, batch.x, loss, elbo)
             bar.update()
@@ -715,8 +720,8 @@ class _Run:
 
         self.model.train()
         try:
-            shares = self.training.shares(batch_size, (seed, epoch))
-            # Closed, so that no traceback that knows of the batches keeps workers at work.
+            shares = self.training.indices(batch_size, (seed, epoch))
+            # Closed at once: a traceback that is kept would keep the workers alive.
             with (
                 seeded(seed, epoch, 1 + process()[0]),
                 closing(self.training.load(shares)) as batches,
@@ -734,7 +739,7 @@ class _Run:
         return -_evaluate(self.model, self.held_out, batch, self.settings["seed"], where).value
 
     def bar(self, shown: bool, epochs: int) -> Any:
-        """A progress bar that stands at the end of an epoch."""
+        """A progress bar that begins after so many finished epochs."""
         return progress_bar(shown, len(self.rates), epochs * self.steps)
 
     def save(self, history: History) -> None:
@@ -773,7 +778,7 @@ class _Objective(nn.Module):
             raise ValueError(
                 f"loss(x) must return one number, the mean over the batch; got {tuple(loss.shape)}"
             )
-        with looking_at(self.model):  # the loss is not ours, but the curve is of the −ELBO
+        with looking_at(self.model):  # a loss of one's own gives no ELBO, which the curve shows
             return loss, self.model(x)
 
 
@@ -798,7 +803,7 @@ def networks_in(model: nn.Module, precision: Precision) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _naming(where: str) -> Iterator[None]:
+def _named(where: str) -> Iterator[None]:
     """Put the place in front of an error's words."""
     try:
         yield
@@ -823,7 +828,7 @@ def _refuse_not_finite(model: VAE, x: Tensor, loss: Tensor, elbo: Elbo) -> None:
     raise FloatingPointError(f"the loss is {loss.item()}, while the ELBO is finite")
 
 
-def _warn_of(history: History, model: VAE, steps: int) -> None:
+def _warn_about(history: History, model: VAE, steps: int) -> None:
     """Warn of what the numbers of a run of so many steps alone would not tell."""
     bounded = int(history.bounded.sum())
     if bounded > max(3, steps / 4):  # on small batches of uneven data, some are ordinary
@@ -884,8 +889,8 @@ def _evaluate(model: VAE, source: Batches, batch_size: int, seed: int, where: st
     rank, world = process()
     for buffer in model.buffers() if world > 1 else ():  # such as running averages of batches
         dist.broadcast(buffer, 0)
-    batches = source.load(source.shares(batch_size))
-    with looking_at(model), seeded(seed, 0, 1 + rank), _naming(where), closing(batches):
+    batches = source.load(source.indices(batch_size))
+    with looking_at(model), seeded(seed, 0, 1 + rank), _named(where), closing(batches):
         for batch in batches:
             elbo = model(batch.x)
             _refuse_not_finite(model, batch.x, torch.zeros(()), elbo)

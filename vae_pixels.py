@@ -1,6 +1,7 @@
 """Distributions of pixels: bits, grey levels, and shades between 0 and 1.
 
-Log-probabilities are in nats, one number per value of a pixel. B counts the data points of a batch.
+Log-probabilities are in nats: of ``bernoulli`` summed over the event, else one number per value. B
+counts the data points of a batch.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from vae_distributions import widened
 __all__ = ["MAX_LOGIT", "ContinuousBernoulli", "SharedHistograms", "bernoulli"]
 
 # For large |l| a continuous Bernoulli of logit l is an exponential distribution, of mean 1/|l| from
-# one of its ends, whose density has no bound. This one matches that of the scales.
+# one of its ends, whose density has no bound. This bound makes that mean as small as the least
+# scale of a normal distribution.
 MAX_LOGIT = 1e3
 
 # Below this |l| a continuous Bernoulli is computed from its series, whose rest is less than 1e-8:

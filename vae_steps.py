@@ -14,24 +14,25 @@ __all__ = ["SCHEDULES", "bound_gradient", "check_rate", "default_batch_size"]
 def bound_gradient(optimizer: torch.optim.Optimizer) -> None:
     """Scale the gradient of the weights down to three times its usual norm, if it is longer.
 
-    One batch far out of the ordinary can throw a model so far off that it does not come back: very
-    deep VAEs skip such steps (Child 2021, section 4). A gradient that is not finite, though the
-    loss is, becomes zero. The usual norm is the mean over the steps so far, and later a running
-    mean over a hundred. It lives in the optimizer's group beside the number of bounded steps, and
-    so in its checkpoints.
+    One batch far out of the ordinary can throw a model so far off that it does not come back. Very
+    deep VAEs skip such steps (Child 2021, section 4); here they are shortened. A gradient that is
+    not finite, though the loss is, becomes zero. The usual norm is the mean over the steps so far,
+    and later a running mean over a hundred. It lives in the optimizer's group beside the number of
+    bounded steps, and so in its checkpoints. The optimizer has one group of parameters.
     """
     group = optimizer.param_groups[0]
     steps, usual = group.get("steps", 0), group.get("usual_norm", math.inf)
+    everything = [p.grad for p in group["params"] if p.grad is not None]
     # Not a single number such as σ, whose gradient has a size of its own.
-    gradients = [p.grad for p in group["params"] if p.ndim and p.grad is not None]
+    gradients = [gradient for gradient in everything if gradient.ndim]
     if not gradients:
         return
-    norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
-    norm, limit = float(torch.linalg.vector_norm(norms.double())), _LONGEST * usual
-    finite = math.isfinite(norm)
+    norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in everything]).tolist()
+    finite, limit = all(map(math.isfinite, norms)), _LONGEST * usual
+    norm = math.hypot(*(n for n, gradient in zip(norms, everything, strict=True) if gradient.ndim))
     group["bounded"] = group.get("bounded", 0) + (norm > limit or not finite)
     if not finite:
-        for gradient in gradients:
+        for gradient in everything:
             gradient.zero_()
         return
     if norm > limit:
@@ -47,7 +48,7 @@ _USUAL = 100  # steps
 
 
 def default_batch_size(points: int) -> int:
-    """A power of two that grows with the data set: 16 up to 5,000 points, 256 from 43,000 on.
+    """A power of two that grows with the data: 16 up to some 5,000 points, 256 from some 43,000.
 
     An epoch then has enough steps on a table of a few hundred rows, and few enough on images.
     """

@@ -27,7 +27,7 @@ def fixed_scale(scale: Any) -> Tensor | None:
     """The scale of a Gaussian decoder as a tensor ``()``, or None where it is learned."""
     if scale is None or scale == "net":
         return None
-    if not isinstance(scale, Real) or not 0 < float(scale) < math.inf:
+    if isinstance(scale, bool) or not isinstance(scale, Real) or not 0 < float(scale) < math.inf:
         raise ValueError(f'scale must be None, "net" or a positive number, got {scale!r}')
     return torch.tensor(float(scale))
 
@@ -75,7 +75,7 @@ def checked_log_prob(p: Any, value: Tensor) -> Tensor:
     """log p(value) in nats, ``(B,)``, once the data fit p.
 
     Raises ``TypeError`` where p is no distribution, ``ValueError`` for another shape and for data
-    outside p's support, and ``FloatingPointError`` for NaN or infinity.
+    outside p's support or, if that is bounded, ``FloatingPointError`` for NaN or infinity.
     """
     if not isinstance(p, Distribution):
         raise TypeError(

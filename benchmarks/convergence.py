@@ -191,7 +191,7 @@ class Configuration:
     transform: Callable[[Tensor], Tensor] | None = None
     batch_size: int | None = 100
     lr: float | None = 1e-2
-    epochs: tuple[int, ...] = (4, 16, 64, 256)
+    epochs: tuple[int, ...] = (4, 16, 64)
     seeds: tuple[int, ...] = (0,)
     long: bool = False  # trained only where it is named
 

@@ -126,7 +126,7 @@ def dict_of(row):
 def test_what_is_wrong_with_items_is_told_of_the_split_also_by_workers(workers):
     source = Batches(Items(dict_of), "test", CPU, torch.float32, workers=workers)
     with pytest.raises(TypeError, match=r"(?s)^test: .*items are dicts with the keys 'x'"):
-        list(source.load(source.shares(20)))  # one batch, so that nothing is left behind
+        list(source.load(source.indices(20)))  # one batch, so that nothing is left behind
     source.close()
 
 
@@ -153,7 +153,7 @@ def test_what_is_wrong_with_items_is_told_of_the_split_also_by_workers(workers):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_floats_of_any_width_become_the_model_s(dtype, data):
     source = Batches(data, "train", CPU, dtype)
-    (batch,) = source.load(source.shares(100))
+    (batch,) = source.load(source.indices(100))
     values = data.to_numpy() if hasattr(data, "to_numpy") else data
     rows = [values[i][0] if isinstance(values[i], tuple) else values[i] for i in range(len(data))]
     expected = np.array([row.double() if isinstance(row, torch.Tensor) else row for row in rows])
@@ -170,14 +170,14 @@ def test_whole_numbers_stay_what_they_are_for_a_transform_to_see():
 
     for data in (np.arange(4, dtype=np.uint8), np.arange(4), [1, 2], np.arange(4) > 2):
         source = Batches(data, "train", CPU, torch.float32, spy)
-        (batch,) = source.load(source.shares(9))
+        (batch,) = source.load(source.indices(9))
         assert batch.x.dtype == torch.float32
     assert seen == [torch.uint8, torch.int64, torch.int64, torch.bool]
 
 
 def test_a_transform_may_return_an_array_and_must_return_every_point():
     source = Batches(POINTS, "train", CPU, torch.float32, lambda x: 2 * x.numpy())
-    (batch,) = source.load(source.shares(100))
+    (batch,) = source.load(source.indices(100))
     assert torch.equal(batch.x, 2 * POINTS)
     for wrong, words in (
         (lambda x: x[1:], "train: the transform made 19 of 20 points"),
@@ -186,7 +186,7 @@ def test_a_transform_may_return_an_array_and_must_return_every_point():
     ):
         source = Batches(POINTS, "train", CPU, torch.float32, wrong)
         with pytest.raises((TypeError, ValueError), match=re.escape(words)):
-            list(source.load(source.shares(100)))
+            list(source.load(source.indices(100)))
 
 
 def test_an_array_is_not_copied_and_not_changed():
@@ -202,20 +202,20 @@ def test_an_array_is_not_copied_and_not_changed():
 
 def test_batches_hold_each_row_once_in_order_or_shuffled_by_the_whole_key():
     source = Batches(POINTS, "train", CPU, torch.float32)
-    assert [share.tolist() for share in source.shares(7)] == [
+    assert [share.tolist() for share in source.indices(7)] == [
         list(range(7)), list(range(7, 14)), list(range(14, 20))
     ]  # fmt: skip
-    orders = {key: torch.cat(source.shares(7, key)).tolist() for key in ((0, 1), (0, 2), (1, 1))}
+    orders = {key: torch.cat(source.indices(7, key)).tolist() for key in ((0, 1), (0, 2), (1, 1))}
     assert all(sorted(order) == list(range(20)) for order in orders.values())
     assert len({tuple(order) for order in orders.values()}) == 3
-    assert torch.cat(source.shares(20, (0, 1))).tolist() == orders[0, 1]
+    assert torch.cat(source.indices(20, (0, 1))).tolist() == orders[0, 1]
     assert list(range(20)) not in orders.values()
 
 
 def test_a_batch_says_which_rows_it_holds():
     for data in (POINTS, Items()):
         source = Batches(data, "train", CPU, torch.float32)
-        for batch in source.load(source.shares(6, (3, 1))):
+        for batch in source.load(source.indices(6, (3, 1))):
             assert torch.equal(batch.x, POINTS[batch.rows])
             assert batch.share == 1
 
@@ -226,10 +226,10 @@ def test_a_batch_says_which_rows_it_holds():
 )
 def test_a_last_batch_of_one_joins_the_one_before_for_training(points, batch_size, sizes):
     source = Batches(POINTS[:points], "train", CPU, torch.float32)
-    assert [len(share) for share in source.shares(batch_size, (0, 1))] == sizes
-    alone = [len(share) for share in source.shares(batch_size)]
+    assert [len(share) for share in source.indices(batch_size, (0, 1))] == sizes
+    alone = [len(share) for share in source.indices(batch_size)]
     assert alone[-1] == points % batch_size or batch_size
-    assert torch.cat(source.shares(batch_size, (0, 1))).sort().values.tolist() == [*range(points)]
+    assert torch.cat(source.indices(batch_size, (0, 1))).sort().values.tolist() == [*range(points)]
 
 
 @pytest.mark.parametrize("points", [13, 7])
@@ -246,7 +246,7 @@ def test_a_process_s_share_is_weighted_by_its_size(share, monkeypatch):
     monkeypatch.setattr(vae_batches, "process", lambda: share)
     rank, world = share
     source = Batches(POINTS[:17], "train", CPU, torch.float32)
-    shares = source.shares(6, (0, 1))
+    shares = source.indices(6, (0, 1))
     batches = list(source.load(shares))
     for whole, batch in zip(shares, batches, strict=True):
         assert batch.rows.tolist() == whole.tolist()[rank::world]
@@ -312,7 +312,7 @@ def drawn_with(workers, seed=0):
     epochs = []
     for epoch in (1, 2):
         with seeded(seed, epoch):
-            x = torch.cat([batch.x for batch in source.load(source.shares(6, (seed, epoch)))])
+            x = torch.cat([batch.x for batch in source.load(source.indices(6, (seed, epoch)))])
         epochs.append(x[x[:, 0].argsort(), 1:])
     source.close()
     return torch.stack(epochs)
@@ -325,7 +325,7 @@ def test_workers_draw_the_same_whatever_their_number_and_never_twice():
     assert not torch.equal(one, drawn_with(1, seed=1))
     before = generator_states()
     source = Batches(Items(), "train", CPU, torch.float32)
-    list(source.load(source.shares(6)))
+    list(source.load(source.indices(6)))
     assert generator_states() == before
     for generator in one.unbind(-1):
         assert generator.unique().numel() == 40

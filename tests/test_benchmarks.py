@@ -38,6 +38,62 @@ def likelihood(monkeypatch, tmp_path):
     return module
 
 
+@pytest.fixture
+def verdicts(monkeypatch, tmp_path):
+    module = benchmark("convergence", monkeypatch, tmp_path)
+    monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
+    tiny = module.Configuration(
+        lambda: module.drawn(module.moons, 40, 30), module.plain(2, [4], 2), epochs=(4,)
+    )
+    monkeypatch.setattr(module, "CONFIGURATIONS", {"tiny": tiny, "twin": replace(tiny, lr=1e-3)})
+    return module
+
+
+def test_the_table_of_verdicts_is_what_the_numbers_give(verdicts, tmp_path):
+    verdicts.report(json.loads((BENCHMARKS / "convergence.json").read_text()))
+    committed = (BENCHMARKS / "convergence.md").read_text(encoding="utf-8")
+    assert (tmp_path / "convergence.md").read_text(encoding="utf-8") == committed
+
+
+@pytest.mark.parametrize(
+    ("verdict", "gained", "right"),
+    [
+        ("converged", -50.0, True), ("converged", 2.9, True), ("converged", 3.1, False),
+        ("still improving", 0.4, True), ("still improving", 0.3, False),
+        ("overfitting", -0.1, True), ("overfitting", 0.1, False),
+        ("cannot tell", 100.0, None),
+    ],
+)  # fmt: skip
+def test_a_verdict_is_right_if_eight_times_the_training_agrees(verdicts, verdict, gained, right):
+    fit = {"verdict": verdict, "gained": 0.02 * gained, "settings": {"tolerance": 0.02}}
+    assert verdicts.is_right(fit) is right
+
+
+def test_a_forecast_holds_if_the_longer_run_ends_within_it(verdicts):
+    ends = {"8": {"low": -3.0, "high": -1.0}}
+    for end, held in ((-2.0, True), (-3.1, False), (-0.9, False)):
+        assert verdicts.within({"forecast": ends, "test_longer": end}) is held
+    assert verdicts.within({"forecast": {}, "test_longer": -2.0}) is None
+
+
+def test_the_benchmark_of_verdicts_goes_on_fit_by_fit(verdicts, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["convergence.py"])
+    monkeypatch.setattr(verdicts, "draw", lambda fits: None)
+    first = json.loads(json.dumps({"tiny | 4 epochs | seed 0": verdicts.measure("tiny", 0, 4)}))
+    (tmp_path / "convergence.json").write_text(json.dumps(first))
+    measured = []
+    measure = verdicts.measure
+    monkeypatch.setattr(verdicts, "measure", lambda *fit: measured.append(fit) or measure(*fit))
+    verdicts.main()
+    assert measured == [("twin", 0, 4)]
+    results = json.loads((tmp_path / "convergence.json").read_text())
+    assert results["tiny | 4 epochs | seed 0"] == first["tiny | 4 epochs | seed 0"]
+    for fit in results.values():
+        assert fit["gained"] == pytest.approx(fit["test"] - fit["test_longer"])
+    runs = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert [name.split("-")[2] for name in runs] == ["1", "2", "32", "4"] * 2
+
+
 def test_the_likelihood_table_is_what_the_numbers_give(likelihood, tmp_path):
     likelihood.report(json.loads((BENCHMARKS / "likelihood.json").read_text()))
     committed = (BENCHMARKS / "likelihood.md").read_text(encoding="utf-8")

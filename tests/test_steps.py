@@ -30,7 +30,8 @@ def stepped(norms):
     for norm in norms:
         weight.grad, scalar.grad = torch.full((4,), norm / 2), torch.tensor(1e6)
         bound_gradient(optimizer)
-        assert scalar.grad == 1e6  # a single number has a size of its own
+        # A single number has a size of its own.
+        assert scalar.grad == (1e6 if math.isfinite(norm) else 0)
         left.append(weight.grad.norm().item())
     return left, optimizer
 
@@ -67,6 +68,15 @@ def test_a_gradient_that_is_not_finite_becomes_zero_and_is_counted_but_not_remem
     assert left == pytest.approx([2.0] * before + [0.0] + [2.0] * 3)
     assert optimizer.param_groups[0]["bounded"] == 1
     assert optimizer.param_groups[0]["usual_norm"] == pytest.approx(2)
+
+
+def test_a_single_number_whose_gradient_is_not_finite_stops_the_step_of_all():
+    weight, scalar = torch.nn.Parameter(torch.zeros(4)), torch.nn.Parameter(torch.zeros(()))
+    optimizer = torch.optim.SGD([weight, scalar], lr=0.1)
+    weight.grad, scalar.grad = torch.ones(4), torch.tensor(math.nan)
+    bound_gradient(optimizer)
+    assert not weight.grad.any() and scalar.grad == 0
+    assert optimizer.param_groups[0]["bounded"] == 1
 
 
 def test_a_batch_whose_gradient_overflows_leaves_the_model_alone_and_training_goes_on():
