@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import (
     Categorical,
     Distribution,
@@ -145,10 +145,15 @@ def _support_moves(q: Distribution) -> bool:
     """Whether q's support may depend on its parameters."""
     if isinstance(q, Independent):
         return _support_moves(q.base_dist)
-    if isinstance(q, TransformedDistribution):  # all of ℝ, mapped onto all of ℝ, stays where it is
-        parts = [part for t in q.transforms for part in getattr(t, "parts", [t])]
-        whole = (constraints.real, constraints.real_vector)
-        return _support_moves(q.base_dist) or any(part.codomain not in whole for part in parts)
+    if isinstance(q, TransformedDistribution):
+        # What moves all of ℝ leaves it where it is; what moves a part of it does not.
+        everything = (constraints.real, constraints.real_vector)
+        whole = q.base_dist.support in everything
+        for part in (part for t in q.transforms for part in getattr(t, "parts", [t])):
+            if not whole and any(isinstance(v, (Tensor, nn.Module)) for v in vars(part).values()):
+                return True
+            whole = whole and part.codomain in everything
+        return _support_moves(q.base_dist)
     support = q.support
     bounds = [support, getattr(support, "base_constraint", None)]
     return any(isinstance(v, Tensor) for c in bounds if c is not None for v in vars(c).values())

@@ -192,6 +192,17 @@ def test_a_gap_that_takes_a_quarter_of_what_train_gains_forbids_to_recommend_mor
     assert early.verdict == "still improving"
 
 
+def test_nothing_is_foretold_where_the_gap_takes_what_train_gains():
+    # Test gains 0.5; train gains 0.6 or 1.5, so that the gap grows by 0.1 or by 1.
+    for train, memorises in ((47.9, False), (47.0, True)):
+        found = convergence(*runs([52, 50, 49.5], train_ends=[50, 48.5, train]), tolerance=1)
+        assert found.verdict == "converged"
+        assert found.gap_growth == pytest.approx(1.0 if memorises else 0.1)
+        assert found.memorises is memorises
+        assert (found.forecast == {}) is memorises
+        assert ("of which test - train took 1.0" in repr(found)) is memorises
+
+
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_a_few_test_points_tell_nothing(n):
     found = convergence(*runs([50, 45, 45], n=n), tolerance=1)

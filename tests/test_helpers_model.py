@@ -19,6 +19,7 @@ from torch.distributions import (
     LogNormal,
     Normal,
     Pareto,
+    SigmoidTransform,
     TransformedDistribution,
     Uniform,
 )
@@ -241,6 +242,11 @@ def scaled_uniform(width):
     return TransformedDistribution(unit, AffineTransform(0, width))
 
 
+def sigmoid_times(width):
+    normal = Normal(torch.zeros_like(width), torch.ones_like(width))
+    return TransformedDistribution(normal, [SigmoidTransform(), AffineTransform(0, width)])
+
+
 # q, its parameter w, and the derivative by w of KL(q ‖ N(0, 1)) = −entropy + E z²/2 + const.
 MOVING = {
     "uniform on [−w, w]": (  # −log 2w + w²/6
@@ -248,6 +254,9 @@ MOVING = {
     ),
     "uniform on [0, 1], times w": (  # −log w + w²/6
         scaled_uniform, 1.3, lambda w: -1 / w + w / 3,
+    ),
+    "sigmoid of a normal, times w": (  # −log w + w² E s²/2, where s = σ(ε)
+        sigmoid_times, 1.3, lambda w: -1 / w + 0.29337904 * w,
     ),
     "Pareto from w on, of index 9": (  # −log w + 9 w²/14
         lambda w: Pareto(w, torch.full_like(w, 9.0)), 0.7, lambda w: -1 / w + 9 * w / 7,
