@@ -556,7 +556,7 @@ def fit(
     device. Under ``torch.distributed`` each process trains on its share of every batch.
 
     =============  =========================================================================
-    batch_size     by default 16 to 256, growing with the data set (``default_batch_size``)
+    batch_size     by default 32 to 256, growing with the data set (``default_batch_size``)
     lr, schedule   peak learning rate; "one-cycle" warms up to it and anneals to zero
     kl_warmup      epochs over which β rises from 0 to the model's own; the curve is at β = 1
     device         by default CUDA, then MPS, then CPU; the model stays there

@@ -48,11 +48,11 @@ _USUAL = 100  # steps
 
 
 def default_batch_size(points: int) -> int:
-    """A power of two that grows with the data: 16 up to some 5,000 points, 256 from some 43,000.
+    """A power of two that grows with the data: 32 up to some 10,000 points, 256 from some 43,000.
 
     An epoch then has enough steps on a table of a few hundred rows, and few enough on images.
     """
-    return 2 ** min(8, max(4, round(math.log2(points / 240))))
+    return 2 ** min(8, max(5, round(math.log2(points / 240))))
 
 
 def _one_cycle(done: np.ndarray) -> np.ndarray:

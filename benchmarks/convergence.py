@@ -288,7 +288,7 @@ CONFIGURATIONS = {
     "MNIST, binary": Configuration(
         lambda: images("mnist"), plain(MNIST, [64], 6, Bernoulli), binarize, 500, epochs=(4,)
     ),
-    "README": Configuration(readme, plain(8, [32], 3), None, None, None, epochs=(16, 40)),
+    "README": Configuration(readme, plain(8, [32], 3), None, None, None, epochs=(16, 80)),
     "notebook": Configuration(
         lambda: images("mnist"), notebook, dequantize, 512, None, epochs=(64,), seeds=BOTH,
         long=True,

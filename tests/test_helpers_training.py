@@ -12,6 +12,7 @@ import pandas
 import psutil
 import pytest
 import torch
+from sklearn import datasets
 from torch import nn
 from torch.distributions import Independent, Normal
 from torch.utils.data import Dataset, Subset, TensorDataset
@@ -1054,3 +1055,25 @@ def test_a_loss_that_is_not_finite_beside_an_elbo_that_is_stops_training():
 
     with pytest.raises(FloatingPointError, match=r"step 1: the loss is (-?inf|nan), while the ELB"):
         run(own_loss(Blown), points(), batch_size=5)
+
+
+@pytest.mark.parametrize(("name", "times"), [("wine", 1), ("iris", 10), ("diabetes", 0.1)])
+def test_the_learned_sigma_does_as_well_as_the_best_of_fixed_ones(name, times):
+    """A standardised table of scikit-learn, and a multiple of it: 0.05 nats per dimension."""
+    rows = getattr(datasets, f"load_{name}")().data
+    rows = np.random.default_rng(0).permutation(rows)
+    cut, dims = len(rows) * 2 // 3, rows.shape[1]
+    rows = times * (rows - rows[:cut].mean(0)) / rows[:cut].std(0)
+
+    def fitted(scale):
+        torch.manual_seed(0)
+        encoder = lab.EncoderGaussian(vae_networks.mlp(dims, [64], 8))
+        decoder = lab.DecoderGaussian(vae_networks.mlp(4, [64], dims), scale)
+        vae = lab.VAE(encoder, decoder, lab.PriorGaussian(4))
+        end = lab.fit(vae, rows[:cut], rows[cut:], epochs=30, progress=False).test_mean[-1]
+        return end / dims, decoder.scale.item()
+
+    learned, sigma = fitted(None)
+    fixed = [fitted(sigma * 1.25**k)[0] for k in range(-3, 4)]
+    assert 0 < np.argmin(fixed) < 6, "the best lies within the grid"
+    assert learned < min(fixed) + 0.05

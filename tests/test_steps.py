@@ -94,7 +94,7 @@ def test_a_batch_whose_gradient_overflows_leaves_the_model_alone_and_training_go
 
 @pytest.mark.parametrize(
     ("points", "size"),
-    [(1, 16), (150, 16), (1437, 16), (5000, 16), (6000, 32), (60_000, 256), (10**7, 256)],
+    [(1, 32), (150, 32), (1437, 32), (10_000, 32), (12_000, 64), (60_000, 256), (10**7, 256)],
 )
 def test_the_default_batch_grows_with_the_data_set(points, size):
     assert default_batch_size(points) == size
