@@ -662,8 +662,10 @@ class _Run:
         }  # fmt: skip
         self.checkpoint = Checkpoint(checkpoint, self.settings)
         device = training.device
+        # With β₂ = 0.999 a weight whose gradients were small for long takes a step of three rates
+        # once they grow, which at times throws a model off for good; with 0.99 a step of one.
         self.optimizer = torch.optim.Adam(
-            model.parameters(), settings["lr"], fused=device.type in ("cpu", "cuda")
+            model.parameters(), settings["lr"], (0.9, 0.99), fused=device.type in ("cpu", "cuda")
         )
         self.objective: nn.Module = _Objective(model)
         if process()[1] > 1:

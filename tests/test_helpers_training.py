@@ -178,7 +178,7 @@ def test_an_overridden_loss_is_trained_on_and_the_curve_still_tells_the_elbo(kin
     model, x = own_loss(kind), points()
     twin = copy.deepcopy(model)
     elbo = -twin.elbo(x).value.detach()
-    optimizer = torch.optim.Adam(twin.parameters(), 0.01)
+    optimizer = torch.optim.Adam(twin.parameters(), 0.01, (0.9, 0.99))
     ends = []
     for _ in range(3):  # an epoch is one step here, of which the order does not matter
         optimizer.zero_grad()
