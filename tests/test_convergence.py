@@ -9,23 +9,11 @@ import torch
 from scipy import stats
 
 import vae_helpers as lab
-from tools import tiny_vae
+from tools import history_of, tiny_vae
 from vae_convergence import convergence, fit_doubling
 
 
-def history(test, train=None, asked=None, points=None, **settings):
-    """A run with these rows of −ELBO, test ``(epochs + 1, n)`` and train ``(epochs, n)``."""
-    test = torch.as_tensor(np.asarray(test), dtype=torch.float64)
-    train = test[1:] if train is None else torch.as_tensor(np.asarray(train), dtype=torch.float64)
-    given = {"epochs": asked or len(train), "seed": 0, "weights": "w", "test data": "d"}
-    made = lab.History(given | settings, train.shape[1], test.shape[1], points)
-    made.add_test(test[0])
-    for rows in zip(train, test[1:], strict=True):
-        made.add_epoch(*rows, seconds=1.0, lr=1e-3, bounded=0)
-    return made
-
-
-def runs(ends, spread=0.5, train_ends=None, epochs=4, n=400, start=200.0, **options):
+def runs(ends, spread=0.5, train_ends=None, epochs=4, n=400, start=200.0, asked=None, **options):
     """Runs of doubled length whose curves fall straight to these ends.
 
     Points differ by 20 nats from each other. From run to run each point changes by the difference
@@ -41,7 +29,7 @@ def runs(ends, spread=0.5, train_ends=None, epochs=4, n=400, start=200.0, **opti
         fall = np.linspace(0, 1, length + 1)[:, None]
         test = (1 - fall) * start + fall * end + offsets + fall * wobble
         train = (1 - fall[1:]) * start + fall[1:] * train_end + offsets + fall[1:] * wobble
-        made.append(history(test, train, **options))
+        made.append(history_of(test, train, **({"epochs": asked} if asked else {}), **options))
     return made
 
 
@@ -53,7 +41,7 @@ def test_a_gain_is_paired_and_its_interval_is_students(n):
     rng = np.random.default_rng(n)
     before = rng.normal(100, 30, n)
     after = before - rng.normal(2, 0.7, n)
-    found = convergence(*(history(np.stack([before, *[end] * k])) for k, end in
+    found = convergence(*(history_of(np.stack([before, *[end] * k])) for k, end in
                           ((1, before), (2, after))), tolerance=1).gain  # fmt: skip
     drop = before - after
     low, high = stats.t.interval(0.95, n - 1, drop.mean(), stats.sem(drop))
@@ -66,7 +54,7 @@ def test_a_gain_is_paired_and_its_interval_is_students(n):
 
 def test_a_sample_of_points_that_was_kept_stands_for_the_spread_and_all_for_the_mean():
     whole = convergence(*runs([50, 40, 36], spread=2.0), tolerance=1).gain
-    kept = convergence(*runs([50, 40, 36], spread=2.0, points=100), tolerance=1)
+    kept = convergence(*runs([50, 40, 36], spread=2.0, keep_points=100), tolerance=1)
     assert kept.histories[-1].test.shape == (17, 100)
     assert kept.gain.value == whole.value
     assert kept.gain.se == pytest.approx(whole.se, rel=0.1), "of 400 points, not of 100"
@@ -128,7 +116,7 @@ def test_flat_ends_of_curves_do_not_hide_what_doubling_gains():
     for k, end in enumerate([60.0, 52.0, 46.0]):
         length = 8 * 2**k
         fall = np.minimum(np.linspace(0, 2, length + 1), 1)[:, None]
-        flat.append(history((1 - fall) * 200 + fall * end + np.linspace(-1, 1, 50)))
+        flat.append(history_of((1 - fall) * 200 + fall * end + np.linspace(-1, 1, 50)))
     assert convergence(*flat, tolerance=1).verdict == "still improving"
 
 
@@ -149,7 +137,7 @@ def test_a_minimum_within_the_longest_run_is_found_though_the_ends_agree():
     level = np.linspace(-1, 1, 50)
     curves = [np.r_[90, 40, 44, np.full(k, 50.0)][:, None] + level for k in (2, 6, 14)]
     trains = [np.linspace(80, 60 - 10 * k, 4 * 2**k)[:, None] + level for k in range(3)]
-    found = convergence(*map(history, curves, trains), tolerance=1)
+    found = convergence(*map(history_of, curves, trains), tolerance=1)
     assert (found.verdict, found.best, found.rise.value) == ("overfitting", 1, pytest.approx(10))
 
 
@@ -158,7 +146,7 @@ def test_the_lowest_value_may_be_a_shorter_runs():
     curves = [np.r_[90.0, low, np.full(k, end)][:, None] + level
               for low, k, end in ((30, 3, 60), (45, 7, 55), (45, 15, 50))]  # fmt: skip
     trains = [np.linspace(80, 60 - 10 * k, 4 * 2**k)[:, None] + level for k in range(3)]
-    found = convergence(*map(history, curves, trains), tolerance=10)
+    found = convergence(*map(history_of, curves, trains), tolerance=10)
     assert (found.best, found.rise.value) == (1, pytest.approx(20))
     assert found.verdict == "overfitting"
 

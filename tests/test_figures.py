@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from test_learning_curve import history_of, inside, shown_texts, verdict_of
+from test_learning_curve import falling, inside, shown_texts, verdict_of
 from torch import nn
 
 import vae_figures
@@ -35,7 +35,7 @@ MODEL = tiny_vae((1, 8, 8))
 RATES = {1.0: (20.0, 70.0), 0.1: (60.0, 50.0), 10.0: (3.0, 150.0)}
 
 FIGURES = {
-    "learning curve": lambda: plot_learning_curve(history_of()),
+    "learning curve": lambda: plot_learning_curve(falling()),
     "verdict": lambda: plot_learning_curve(verdict_of(), torch.rand(200, 1, 4, 4).mul(0)),
     "images": lambda: plot_images({"data": IMAGES, "reconstructions": IMAGES[:2]}),
     "captions": lambda: plot_images({"a": IMAGES[:2]}, {"a": ["one", "two"]}),

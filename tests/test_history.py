@@ -9,19 +9,7 @@ import pytest
 import torch
 
 import vae_helpers as lab
-from tools import Executed, run, tiny_vae
-
-
-def history_of(test, train=None, keep_points=None, epochs=None):
-    """A history whose rows are given, as ``fit`` builds it."""
-    rows = np.asarray(test)[1:] if train is None else np.asarray(train)
-    settings = {"epochs": len(rows) if epochs is None else epochs, "lr": 0.5}
-    history = lab.History(settings, rows.shape[1], np.shape(test)[1], keep_points)
-    history.add_test(torch.as_tensor(test[0]))
-    for number, (train_row, test_row) in enumerate(zip(rows, test[1:], strict=True)):
-        pair = torch.as_tensor(train_row), torch.as_tensor(test_row)
-        history.add_epoch(*pair, seconds=0.5, lr=0.1 * number, bounded=number)
-    return history
+from tools import Executed, history_of, run, tiny_vae
 
 
 def noise(rows, points):
@@ -76,7 +64,7 @@ def test_a_sample_is_random_and_the_same_in_each_history():
 
 def test_what_happened_in_an_epoch_is_kept():
     history = history_of(noise(4, 5))
-    assert history.lr.tolist() == pytest.approx([0, 0.1, 0.2])
+    assert history.lr.tolist() == pytest.approx([0.001, 0.002, 0.003])
     assert history.bounded.tolist() == [0, 1, 2]
     assert history.seconds.tolist() == [0.5] * 3
 

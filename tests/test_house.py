@@ -230,7 +230,7 @@ def test_a_room_and_its_functions_keep_their_bounds(name):
     assert not list(too_long(name, MODULES[name]))
 
 
-SCRIPTS = [name for name in FILES if not name.startswith(("vae", "tests", "benchmarks/likelihood"))]
+SCRIPTS = [name for name in FILES if not name.startswith(("vae", "tests"))]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import vae_helpers as lab
+from tools import history_of
 from vae_canvas import NARROW, TEST_COLOR, TRAIN_COLOR, WIDTH, true_minus
 from vae_convergence import convergence
 from vae_learning_curve import plot_learning_curve
@@ -16,24 +17,17 @@ from vae_learning_curve import plot_learning_curve
 mpl.use("Agg")
 
 
-def history_of(epochs=8, n=200, last=-500.0, gap=0.0, noise=20.0, first=100.0, kept=None):
+def falling(epochs=8, n=200, last=-500.0, gap=0.0, noise=20.0, first=100.0, kept=None):
     """Curves that come down to ``last``, the test one ``gap`` above the other."""
     rng = np.random.default_rng(0)
-    settings = {"epochs": epochs, "weights": "w"}
-    history = lab.History(settings, n, n, kept)
-    for epoch in range(epochs + 1):
-        level = last + (first - last) * np.exp(-10 * epoch / (epochs + 2))
-        train, test = torch.from_numpy(level + noise * rng.standard_t(4, (2, n)))
-        if epoch:
-            history.add_epoch(train, test + gap, seconds=1.0, lr=1e-3 * epoch, bounded=0)
-        else:
-            history.add_test(test + gap)
-    return history
+    levels = last + (first - last) * np.exp(-10 * np.arange(epochs + 1) / (epochs + 2))
+    pairs = np.stack([level + noise * rng.standard_t(4, (2, n)) for level in levels])
+    return history_of(pairs[:, 1] + gap, pairs[1:, 0], kept)
 
 
 def verdict_of(ends=(-480.0, -495.0, -500.0), epochs=4, n=200):
     """Runs of doubled length and what they say."""
-    runs = [history_of(epochs * 2**k, n, last) for k, last in enumerate(ends)]
+    runs = [falling(epochs * 2**k, n, last) for k, last in enumerate(ends)]
     return convergence(*runs, tolerance=10.0)
 
 
@@ -81,7 +75,7 @@ def words(figure):
 
 
 def test_train_averages_stand_at_the_middle_of_their_epoch_and_test_averages_at_its_end():
-    history = history_of()
+    history = falling()
     axes = panels(plot_learning_curve(history))
     for name, color, epochs, mean in (
         ("train", TRAIN_COLOR, np.arange(1, 9) - 0.5, history.train_mean),
@@ -99,7 +93,7 @@ def test_train_averages_stand_at_the_middle_of_their_epoch_and_test_averages_at_
 
 @pytest.mark.parametrize("epochs", [1, 8])
 def test_the_bands_are_the_middle_half_and_nine_tenths_of_every_point(epochs):
-    history = history_of(epochs)
+    history = falling(epochs)
     axes = panels(plot_learning_curve(history))
     for name, x, rows in (
         ("train", np.arange(epochs) + 0.5, history.train),
@@ -116,7 +110,7 @@ def test_the_bands_are_the_middle_half_and_nine_tenths_of_every_point(epochs):
 
 @pytest.mark.parametrize(("epochs", "n", "count"), [(8, 200, 200), (8, 2000, 875), (90, 300, 100)])
 def test_the_dots_are_the_same_points_in_each_epoch_moved_sideways_only(epochs, n, count):
-    history = history_of(epochs, n)
+    history = falling(epochs, n)
     figure = plot_learning_curve(history)
     for name, rows, start in (("train", history.train, 0.5), ("test", history.test, 0)):
         cloud = dots(panels(figure)[name])
@@ -133,17 +127,17 @@ def test_the_dots_are_the_same_points_in_each_epoch_moved_sideways_only(epochs, 
 
 def test_dots_can_be_seen():
     for epochs in (3, 60, 300):
-        axes = panels(plot_learning_curve(history_of(epochs)))
+        axes = panels(plot_learning_curve(falling(epochs)))
         for name in ("train", "test"):
             cloud = dots(axes[name])
             assert cloud.get_alpha() * cloud.get_markersize() >= 0.7
 
 
 def test_a_history_that_kept_a_part_of_the_points_says_so():
-    text = words(plot_learning_curve(history_of(n=1234, kept=60)))
+    text = words(plot_learning_curve(falling(n=1234, kept=60)))
     assert "Dots: 60 of 1,234 train and 60 of 1,234 test" in text
     assert "90 % of the 60 and 60 that were kept" in text
-    assert "kept" not in words(plot_learning_curve(history_of()))
+    assert "kept" not in words(plot_learning_curve(falling()))
 
 
 # ------------------------------------------------------------------ nothing is cut off unsaid
@@ -151,7 +145,7 @@ def test_a_history_that_kept_a_part_of_the_points_says_so():
 
 @pytest.mark.parametrize("epochs", [1, 3, 8, 60])
 def test_what_lies_beyond_the_axis_is_counted_and_ticked_off(epochs):
-    history = history_of(epochs)
+    history = falling(epochs)
     axes = panels(plot_learning_curve(history))
     low, high = axes["train"].get_ylim()
     beyond = 0
@@ -174,7 +168,7 @@ def test_what_lies_beyond_the_axis_is_counted_and_ticked_off(epochs):
 @pytest.mark.parametrize("epochs", [1, 3, 8, 60])
 @pytest.mark.parametrize("gap", [0, 300])
 def test_the_axis_holds_the_averages_but_the_first_few_and_the_bulk_of_the_last_epoch(epochs, gap):
-    history = history_of(epochs, gap=gap)
+    history = falling(epochs, gap=gap)
     axes = panels(plot_learning_curve(history))
     low, high = axes["test"].get_ylim()
     assert (low, high) == axes["train"].get_ylim() == axes["last"].get_ylim()
@@ -191,11 +185,11 @@ def test_the_axis_holds_the_averages_but_the_first_few_and_the_bulk_of_the_last_
 
 
 def test_the_values_before_training_and_of_the_first_epoch_are_written_where_they_are_beyond():
-    history = history_of(40, first=4000.0)
+    history = falling(40, first=4000.0)
     text = words(plot_learning_curve(history))
     assert f"before training {history.test_mean[0]:,.1f} ↑" in text
     assert f"epoch 1: {history.train_mean[0]:,.1f} ↑" in text
-    assert "before training" not in words(plot_learning_curve(history_of(1, first=-499.0)))
+    assert "before training" not in words(plot_learning_curve(falling(1, first=-499.0)))
 
 
 # --------------------------------------------------------------------- ends, gap, rate, words
@@ -204,7 +198,7 @@ def test_the_values_before_training_and_of_the_first_epoch_are_written_where_the
 @pytest.mark.parametrize("narrow", [False, True])
 @pytest.mark.parametrize("gap", [0.0, 1.0, -300.0])
 def test_the_last_values_are_written_beside_the_ends_of_their_lines(gap, narrow):
-    history = history_of(gap=gap, noise=5.0)
+    history = falling(gap=gap, noise=5.0)
     figure = plot_learning_curve(history, narrow=narrow)
     drawn = shown_texts(figure)
     order = ("train", "gap", "test", "rate", "last", "note")
@@ -252,7 +246,7 @@ def test_the_learning_rates_of_all_runs_are_drawn():
 
 
 def test_images_are_named_only_where_there_are_images():
-    history = history_of(n=50)
+    history = falling(n=50)
     vectors = plot_learning_curve(history)
     assert panels(vectors)["train"].get_ylabel() == "−ELBO (nats per data point)"
     assert "image" not in words(vectors) + vectors.alt
@@ -262,7 +256,7 @@ def test_images_are_named_only_where_there_are_images():
 
 
 def test_there_is_no_legend_and_no_box():
-    for ax in plot_learning_curve(history_of()).axes:
+    for ax in plot_learning_curve(falling()).axes:
         assert ax.get_legend() is None
         assert not ax.axison or not (ax.spines.top.get_visible() or ax.spines.right.get_visible())
 
@@ -288,7 +282,7 @@ def test_a_verdict_stands_above_the_longest_run_word_for_word(ends, n):
 
 
 def test_a_single_history_never_says_that_it_converged():
-    figure = plot_learning_curve(history_of())
+    figure = plot_learning_curve(falling())
     said = (words(figure) + figure.alt).lower()
     assert not re.search("converge|yes|improving|overfit", said)
 
@@ -320,7 +314,7 @@ def coded_images(n):
 
 @pytest.mark.parametrize("kept", [None, 60])
 def test_the_images_beside_the_last_epoch_are_those_of_the_values_written_there(kept):
-    history = history_of(n=200, kept=kept)
+    history = falling(n=200, kept=kept)
     figure = plot_learning_curve(history, coded_images(200))
     ax = panels(figure)["last"]
     shown = [inset.images[0].get_array() for inset in ax.child_axes]
@@ -346,7 +340,7 @@ def test_the_images_beside_the_last_epoch_are_those_of_the_values_written_there(
 def test_the_contrast_of_the_images_beside_the_last_epoch_is_not_stretched():
     pale = torch.full((200, 1, 4, 4), 0.4)
     pale[:, :, 0] = 0.5
-    figure = plot_learning_curve(history_of(n=200), pale)
+    figure = plot_learning_curve(falling(n=200), pale)
     insets = panels(figure)["last"].child_axes
     assert len(insets) == 7
     for inset in insets:
@@ -356,7 +350,7 @@ def test_the_contrast_of_the_images_beside_the_last_epoch_is_not_stretched():
 
 
 def test_data_points_that_cannot_be_shown_are_named_by_their_values():
-    history = history_of()
+    history = falling()
     ax = panels(plot_learning_curve(history))["last"]
     assert not ax.child_axes
     said = [text.get_text().split() for text in ax.texts[1:]]
@@ -364,7 +358,7 @@ def test_data_points_that_cannot_be_shown_are_named_by_their_values():
 
 
 def test_the_distributions_are_those_of_the_last_epoch():
-    history = history_of(n=5000, gap=60.0)
+    history = falling(n=5000, gap=60.0)
     ax = panels(plot_learning_curve(history))["last"]
     curves = {line.get_color(): line.get_xydata() for line in ax.lines[:2]}
     areas = []
@@ -433,11 +427,11 @@ def test_every_text_is_large_enough_within_the_figure_and_free_of_others(kind, n
         given = [verdict_of(n=3)]
         assert repr(given[0]).startswith("Cannot tell, ")
     elif kind == "overfitting":
-        given = [Judged([history_of(4), history_of(8)])]
+        given = [Judged([falling(4), falling(8)])]
     elif kind == "images":
-        given = [history_of(60), torch.rand(200, 3, 8, 8)]
+        given = [falling(60), torch.rand(200, 3, 8, 8)]
     else:
-        given = [history_of(**KINDS[kind])]
+        given = [falling(**KINDS[kind])]
     figure = plot_learning_curve(*given, narrow=narrow)
     assert figure.get_figwidth() == (NARROW if narrow else WIDTH)
     drawn = shown_texts(figure)
@@ -459,7 +453,7 @@ def test_every_text_is_large_enough_within_the_figure_and_free_of_others(kind, n
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_ticks_are_told_apart(kind):
-    figure = plot_learning_curve(history_of(**KINDS[kind]))
+    figure = plot_learning_curve(falling(**KINDS[kind]))
     figure.canvas.draw()
     ax = panels(figure)["train"]
     low, high = ax.get_ylim()
@@ -471,7 +465,7 @@ def test_ticks_are_told_apart(kind):
 
 
 def test_the_words_are_those_of_the_numbers():
-    history = history_of(epochs=9, n=500)
+    history = falling(epochs=9, n=500)
     alt = plot_learning_curve(history).alt
     said = [float(x.replace("−", "-").replace(",", "")) for x in re.findall(r"[−\d][\d.,]*\d", alt)]
     for value in (
@@ -506,4 +500,4 @@ def test_a_history_without_an_epoch_is_refused():
 @pytest.mark.parametrize("shape", [(100, 1, 4, 4), (200, 16), (200, 4, 4)])
 def test_images_of_another_test_set_or_of_another_shape_are_refused(shape):
     with pytest.raises(ValueError, match=r"all 200 test points, \(N, C, H, W\)"):
-        plot_learning_curve(history_of(), torch.zeros(shape))
+        plot_learning_curve(falling(), torch.zeros(shape))

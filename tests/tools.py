@@ -186,3 +186,15 @@ def assert_mean_is_that_of_samples(p, draws=4000):
     torch.manual_seed(0)
     x = p.sample((draws,)).double()
     assert ((x.mean(0) - p.mean).abs() <= 5 * x.std(0) / draws**0.5 + 1e-6).all()
+
+
+def history_of(test, train=None, keep_points=None, **settings):
+    """A history of these rows of −ELBO, test ``(epochs + 1, n)`` and train ``(epochs, n)``."""
+    test = torch.as_tensor(np.asarray(test), dtype=torch.float64)
+    train = test[1:] if train is None else torch.as_tensor(np.asarray(train), dtype=torch.float64)
+    given = {"epochs": len(train), "seed": 0, "weights": "w", "test data": "d"} | settings
+    history = lab.History(given, train.shape[1], test.shape[1], keep_points)
+    history.add_test(test[0])
+    for number, rows in enumerate(zip(train, test[1:], strict=True)):
+        history.add_epoch(*rows, seconds=0.5, lr=1e-3 * (number + 1), bounded=number)
+    return history
