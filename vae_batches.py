@@ -25,7 +25,7 @@ def as_numbers(data: Any) -> Any:
     """A NumPy array or a DataFrame of numbers as a tensor; anything else unchanged.
 
     Raises ``TypeError`` where an array or a DataFrame holds something else than numbers. A tensor
-    shares the memory of an array, unless that is read-only.
+    shares the memory of an array where PyTorch can.
     """
     if hasattr(data, "to_numpy"):  # pandas, and what follows it
         numbers = data.select_dtypes("number") if hasattr(data, "select_dtypes") else data

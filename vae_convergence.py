@@ -50,7 +50,7 @@ class Convergence:
                          at, intervals of 80 %; {} where none can be foretold
     gaps, gap_growth     test minus train at the end of each run; what the last doubling added, if
                          the gap is positive
-    memorises            whether that is more than a quarter of what train gained
+    memorises            whether ``gap_growth`` exceeds a quarter of ``train_gain``
     best, rise           epochs to the lowest test −ELBO of any run; how far the end lies above it
     ===================  ===================================================================
     """
@@ -131,20 +131,22 @@ def convergence(*histories: History, tolerance: float) -> Convergence:
     """Judge whole runs of one experiment whose lengths double, shortest first; two at least.
 
     State beforehand, and with a reason, the ``tolerance``: how many nats per data point a doubling
-    may gain of a converged model. (0.01 per dimension of a density is 1 % of a Gaussian's σ.)
+    may gain of a converged model. (A σ that shrinks by 1 % gains 0.01 per dimension of a density.)
 
     ===============  =======================================================================
-    converged        the interval of the last doubling's gain ends below the tolerance
+    converged        the interval of the last doubling's gain ends below the tolerance, and so does
+                     the rise from the lowest test −ELBO of any epoch to the end
     still improving  it reaches the tolerance and lies above 0
     overfitting      it ends below the tolerance, but the longest run ends more than the tolerance
                      above the lowest test −ELBO of any epoch, and train still falls
-    cannot tell      too few test points for the tolerance; or gains grow, though they lie below it;
-                     or the longest run is worse on train as well; or test may soon rise, since the
-                     gap test − train took more than a quarter of what train gained: as a rule
-                     train's gains halve with each doubling, and the gap's growth does not
+    cannot tell      there are too few test points for the tolerance; or gains lie below it, but
+                     grow; or test rose, and train did not clearly gain; or test still gains, but
+                     the gap test − train took a quarter of what train gained. As a rule train's
+                     gains halve with each doubling, the gap's growth does not: test may soon rise
     ===============  =======================================================================
 
-    Raises ``ValueError`` unless the runs are whole and differ in their epochs only.
+    Raises ``ValueError`` unless the runs are whole, annealed and differ in their epochs only, and
+    for a tolerance that is not positive.
     """
     lengths, asked = [len(run) for run in histories], [run.settings["epochs"] for run in histories]
     if lengths != asked:

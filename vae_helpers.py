@@ -8,14 +8,14 @@ prior p(z) is one without a condition. A VAE only composes the three::
                                       └───── KL(q‖p) ◀──── prior p(z)   └─ log p(x|z)
                                                  └──────── ELBO per point ──────┘
 
-This file reads from top to bottom in that order, what a part needs beside it:
+This file reads from top to bottom in that order:
 
 ==================  ====================================================================
 conditional         Conditional: EncoderGaussian, DecoderGaussian, DecoderBernoulli,
                     DecoderContinuousBernoulli, DecoderCategorical
 priors              PriorGaussian, PriorMixture, PriorAutoregressive
 model               VAE (elbo, loss, sample, reconstruct, log_marginal), Elbo, looking_at
-training            fit → History, train_epoch, networks_in, wide_dtype; in vae_steps: rates, bound
+training            fit → History, train_epoch, networks_in, wide_dtype; rates are in vae_steps
 evaluation          evaluate
 ==================  ====================================================================
 
@@ -148,7 +148,7 @@ class Conditional(nn.Module):
         """log p(value | condition) in nats, ``(B,)``.
 
         Raises ``ValueError`` outside the support, and ``FloatingPointError`` for NaN or infinity
-        unless the support is the real line, where they give NaN.
+        unless the support is the real line, where they give NaN or −∞.
         """
         return checked_log_prob(self(condition), value)
 
@@ -187,7 +187,7 @@ class DecoderGaussian(Conditional):
     def __init__(self, net: nn.Module, scale: float | Literal["net"] | None = None) -> None:
         super().__init__(net)
         self.given_scale = scale
-        # log σ / _SCALE_GAIN, so that a step of it is that many times as long for log σ.
+        # It holds log σ / 20: where Adam moves it by the rate, log σ moves by 20 rates.
         self.log_scale = nn.Parameter(torch.zeros(())) if scale is None else None
         self.register_buffer("fixed_scale", fixed_scale(scale))
 
@@ -197,7 +197,7 @@ class DecoderGaussian(Conditional):
 
     @property
     def scale(self) -> Tensor:
-        """The σ shared by all data points, ``()``; not there with ``scale="net"``."""
+        """The σ shared by all data points, ``()``; None with ``scale="net"``."""
         if self.log_scale is None:
             return cast(Tensor, widened(self.fixed_scale))
         return (_SCALE_GAIN * widened(self.log_scale)).exp() + MIN_SCALE
@@ -329,7 +329,7 @@ class PriorAutoregressive(_Prior):
         self.first = nn.Linear(dim, hidden)
         self.last = nn.Linear(hidden, outputs)
         # Hidden unit h sees z_1 … z_seen(h); factor d sees those units that see no z beyond z_d−1.
-        # Where there are few hidden units, they lie evenly among the dimensions.
+        # A step above 1 spreads the units where there are fewer of them than dimensions.
         step = max(0, dim - 2) // hidden + 1
         seen = torch.arange(hidden) * step % max(1, dim - 1) + 1
         self.register_buffer("first_mask", (seen[:, None] > torch.arange(dim)).float())
@@ -378,9 +378,9 @@ class VAE(nn.Module):
     term in the loss (β-VAE, Higgins et al. 2017), and nothing else.
 
     The KL term is exact where PyTorch knows the pair of distributions. Elsewhere, and with
-    ``analytic_kl=False``, it is log q(z|x) − log p(z) at the sample. Its gradient then flows along
-    the path of z alone (Roeder et al. 2017): it stays unbiased, and loses its noise as q nears the
-    posterior.
+    ``analytic_kl=False``, it is log q(z|x) − log p(z) at the sample. Its gradient reaches q's
+    parameters through z alone (Roeder et al. 2017), unless the support of q depends on them: that
+    is unbiased, and the noise goes as q nears the posterior.
     """
 
     def __init__(
@@ -414,8 +414,8 @@ class VAE(nn.Module):
     def forward(self, x: Tensor) -> Elbo:
         """The same as ``elbo``: what a wrapper such as ``DistributedDataParallel`` calls.
 
-        After ``compile()`` this is the compiled one. It marks data outside the support as NaN, and
-        ``fit`` then calls ``elbo``, which raises the usual error.
+        After ``compile()`` this is the compiled one. Under a Bernoulli it marks grey pixels as NaN,
+        and ``fit`` then calls ``elbo``, which raises the usual error.
         """
         return self.elbo(x)
 
@@ -560,26 +560,26 @@ def fit(
     lr, schedule   peak learning rate; "one-cycle" warms up to it and anneals to zero
     kl_warmup      epochs over which β rises from 0 to the model's own; the curve is at β = 1
     device         by default CUDA, then MPS, then CPU; the model stays there
-    precision      "auto" computes the networks of the lab's own encoders and decoders in bfloat16
-                   where the hardware is fast at it; log-probabilities and KL are float32 always
-                   (float64 where the model is)
+    precision      "auto" computes the networks of every ``Conditional`` in bfloat16 where the
+                   hardware is fast at it; log-probabilities and KL are float32 always (float64
+                   where the model is)
     seed           of order, noise and transform; the global generators are left as they were
     keep_points    how many points of each split ``History`` keeps, all by default
-    workers        processes that load a dataset which is not in memory
-    checkpoint     file written after each epoch, from which the same call continues, bit for bit;
-                   it holds the history, whose size ``keep_points`` bounds
+    workers        processes that load a dataset which is no tensor or array
+    checkpoint     file written before the first epoch and after each, from which the same call
+                   continues, bit for bit; ``keep_points`` bounds its size
     progress       a bar, or a function that is called with the history after each epoch; where it
                    returns False, training ends there
     =============  =========================================================================
 
     A gradient far larger than usual is scaled down (``bound_gradient``), which the history counts.
     ``model.compile(options={"fallback_random": True})`` beforehand may make steps faster, after
-    seconds of compiling; only rounding differs then. Ctrl-C returns the history so far. The model
-    is left in evaluation mode.
+    seconds of compiling; only rounding differs then. Ctrl-C returns the history so far; the
+    model has then seen a part of the next epoch too. It is left in evaluation mode.
 
     Raises ``ValueError`` where settings or data make no sense or the checkpoint is of another run,
-    ``TypeError`` for what is no data set and for integer data without a transform, and
-    ``FloatingPointError`` for a term that is not finite.
+    ``TypeError`` for what is no data set and for integer data without a transform,
+    ``FloatingPointError`` for a term that is not finite, ``OSError`` for a full disk and the like.
     """
     check_rate(lr, schedule)
     numbers = {
@@ -617,19 +617,19 @@ def fit(
 
 
 def train_epoch(
-    objective: Callable[[Batch], tuple[Tensor, Elbo]],
+    loss_and_elbo: Callable[[Batch], tuple[Tensor, Elbo]],
     optimizer: torch.optim.Optimizer,
     batches: Iterable[Batch],
     rates: Iterable[float],
 ) -> Tensor:
     """Train on every batch once; return each point's −ELBO in nats, in the order of the batches.
 
-    ``objective`` gives the loss of a batch, and the ELBO of each of its points on the way. The
-    optimizer has one group of parameters.
+    ``loss_and_elbo`` gives the loss of a batch, and the ELBO of each of its points. The optimizer
+    has one group of parameters.
     """
     nats = []
     for batch, rate in zip(batches, rates, strict=True):
-        loss, elbo = objective(batch)
+        loss, elbo = loss_and_elbo(batch)
         optimizer.zero_grad()
         loss.backward()
         bound_gradient(optimizer)
@@ -667,12 +667,12 @@ class _Run:
         self.optimizer = torch.optim.Adam(
             model.parameters(), settings["lr"], (0.9, 0.99), fused=device.type in ("cpu", "cuda")
         )
-        self.objective: nn.Module = _Objective(model)
+        self.loss_and_elbo: nn.Module = _LossAndElbo(model)
         if process()[1] > 1:
             # Where unused parameters are looked for, gradients are not packed anew after the first
             # step: that would change the order of their sums, and a continued run's last bits.
             wrap = nn.parallel.DistributedDataParallel
-            self.objective = wrap(self.objective, find_unused_parameters=True)
+            self.loss_and_elbo = wrap(self.loss_and_elbo, find_unused_parameters=True)
         self.steps = len(training.indices(settings["batch_size"], (0,)))
         total = settings["epochs"] * self.steps
         self.rates = settings["lr"] * SCHEDULES[settings["schedule"]](np.arange(total) / total)
@@ -709,26 +709,26 @@ class _Run:
         warm_up = self.settings["kl_warmup"] * self.steps
         beta, order = self.model.beta, []
 
-        def objective(batch: Batch) -> tuple[Tensor, Elbo]:
+        def step(batch: Batch) -> tuple[Tensor, Elbo]:
             order.append(batch.rows)
             if warm_up:
                 done = (epoch - 1) * self.steps + len(order)
                 self.model.beta = beta * min(1.0, done / warm_up)
             with _named(f"train, epoch {epoch}, step {len(order)}"):
-                loss, elbo = self.objective(batch.x)
-                _refuse_not_finite(self.model, batch.x, loss, elbo)
+                loss, elbo = self.loss_and_elbo(batch.x)
+                _refuse_bad_terms(self.model, batch.x, loss, elbo)
             bar.update()
             return batch.share * loss, elbo
 
         self.model.train()
         try:
-            shares = self.training.indices(batch_size, (seed, epoch))
+            indices = self.training.indices(batch_size, (seed, epoch))
             # Closed at once: a traceback that is kept would keep the workers alive.
             with (
                 seeded(seed, epoch, 1 + process()[0]),
-                closing(self.training.load(shares)) as batches,
+                closing(self.training.load(indices)) as batches,
             ):
-                nats = train_epoch(objective, self.optimizer, batches, rates.tolist())
+                nats = train_epoch(step, self.optimizer, batches, rates.tolist())
         finally:
             self.model.beta = beta
         row = torch.zeros(len(self.training), device=nats.device)
@@ -764,7 +764,7 @@ class _Run:
         return History.from_state(saved["history"])
 
 
-class _Objective(nn.Module):
+class _LossAndElbo(nn.Module):
     """The loss of a batch, and the ELBO of each point: a module, so that it can be distributed."""
 
     def __init__(self, model: VAE) -> None:
@@ -772,7 +772,7 @@ class _Objective(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor) -> tuple[Tensor, Elbo]:
-        if getattr(self.model.loss, "__func__", None) is VAE.loss:
+        if getattr(self.model.loss, "__func__", None) is VAE.loss:  # not overridden
             elbo = self.model(x)  # compiled, where the model is
             return self.model.objective(elbo), elbo
         loss = self.model.loss(x)
@@ -786,7 +786,7 @@ class _Objective(nn.Module):
 
 @contextlib.contextmanager
 def networks_in(model: nn.Module, precision: Precision) -> Iterator[None]:
-    """Within it the networks of the lab's own encoders and decoders compute in ``precision``.
+    """Within it the networks of every ``Conditional`` in the model compute in ``precision``.
 
     "bfloat16" means autocast; "auto" takes it where the model's device is fast at it. Losses,
     log-probabilities and KL stay in float32, or float64 where the model is.
@@ -815,7 +815,7 @@ def _named(where: str) -> Iterator[None]:
         raise kind(f"{where}: {error}") from error
 
 
-def _refuse_not_finite(model: VAE, x: Tensor, loss: Tensor, elbo: Elbo) -> None:
+def _refuse_bad_terms(model: VAE, x: Tensor, loss: Tensor, elbo: Elbo) -> None:
     """Raise an error that names the term which is not finite, or its cause."""
     # One look at the sum of all: it is finite only if every term of every point is.
     if math.isfinite(elbo.value.detach().sum() + loss.detach()):
@@ -895,6 +895,6 @@ def _evaluate(model: VAE, source: Batches, batch_size: int, seed: int, where: st
     with looking_at(model), seeded(seed, 0, 1 + rank), _named(where), closing(batches):
         for batch in batches:
             elbo = model(batch.x)
-            _refuse_not_finite(model, batch.x, torch.zeros(()), elbo)
+            _refuse_bad_terms(model, batch.x, torch.zeros(()), elbo)
             terms[:, batch.rows] = torch.stack(elbo).to(source.dtype)
     return Elbo(*gathered(terms))

@@ -16,9 +16,10 @@ def bound_gradient(optimizer: torch.optim.Optimizer) -> None:
 
     One batch far out of the ordinary can throw a model so far off that it does not come back. Very
     deep VAEs skip such steps (Child 2021, section 4); here they are shortened. A gradient that is
-    not finite, though the loss is, becomes zero. The usual norm is the mean over the steps so far,
-    and later a running mean over a hundred. It lives in the optimizer's group beside the number of
-    bounded steps, and so in its checkpoints. The optimizer has one group of parameters.
+    not finite, though the loss is, becomes zero. The usual norm is the mean of what is left of
+    finite ones, over all steps so far and later over some hundred. It lives in the optimizer's
+    group beside the number of bounded steps, and so in its checkpoints. The optimizer has one
+    group of parameters.
     """
     group = optimizer.param_groups[0]
     steps, usual = group.get("steps", 0), group.get("usual_norm", math.inf)
@@ -56,7 +57,10 @@ def default_batch_size(points: int) -> int:
 
 
 def _one_cycle(done: np.ndarray) -> np.ndarray:
-    """Learning rate after a fraction of the run: linear up, cosine to 0 (Smith & Topin 2019)."""
+    """Share of the peak rate after a fraction of the run: linear up, then cosine to 0.
+
+    After Smith & Topin (2019).
+    """
     warm_up = 0.1
     cosine = 0.5 + 0.5 * np.cos(np.pi * (done - warm_up) / (1 - warm_up))
     return np.where(done < warm_up, (done + 0.01) / (warm_up + 0.01), cosine)
