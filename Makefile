@@ -15,7 +15,7 @@ report: .venv/installed
 	$(BIN)/python tools/export.py build/$(NOTEBOOK) build/vae_lab.html
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 	TQDM_DISABLE=1 $(BIN)/python -m pytest $(NBVAL)
 
 # The lowest versions that requirements.txt admits, with Python 3.10 or 3.11, for which they exist.
