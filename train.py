@@ -112,7 +112,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="KL exact where known, or of a sample",
     )
     add("--epochs", default=30, type=many, help="passes through the training images")
-    add("--batch-size", type=many, help="images per step; follows their number")
+    add("--batch-size", type=many, help="images per step; if not given, it follows their number")
     add("--lr", default=4e-3, type=float, help="peak learning rate")
     add("--schedule", default="one-cycle", choices=["one-cycle", "constant"], help="its course")
     add("--precision", default="auto", choices=["auto", "float32", "bfloat16"], help="of networks")
@@ -192,7 +192,7 @@ def results(
         "bounded_steps": int(history.bounded.sum()),
         "epochs": len(history),
         "seconds": history.seconds.sum(),
-        "settings": settings_of(args) | {"batch_size": history.settings["batch_size"]},
+        "settings": settings_of(args) | {"batch-size": history.settings["batch_size"]},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "processes": dist.get_world_size() if dist.is_initialized() else 1,
         "versions": {

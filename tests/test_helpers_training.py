@@ -14,14 +14,13 @@ import pytest
 import torch
 from sklearn import datasets
 from torch import nn
-from torch.distributions import Independent, Normal
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 import vae_batches
 import vae_data
 import vae_helpers as lab
 import vae_networks
-from tools import figures, generator_states, quick_processes, run, tiny_vae
+from tools import StillEncoder, figures, generator_states, quick_processes, run, tiny_vae
 from vae_distributions import MIN_SCALE
 
 STILL = {"lr": 1e-12}  # training that changes nothing to speak of
@@ -133,19 +132,6 @@ def test_a_part_of_a_batch_weighs_in_the_gradient_by_its_share_and_not_in_the_cu
 
 
 # -------------------------------------------------------------------------- a loss of one's own
-
-
-class Still(Normal):
-    """A normal whose sample is its mean, so that losses are numbers and no estimates."""
-
-    def rsample(self, sample_shape=torch.Size()):  # noqa: B008
-        return self.mean.expand(self._extended_shape(sample_shape))
-
-
-class StillEncoder(lab.EncoderGaussian):
-    def distribution(self, out):
-        q = super().distribution(out).base_dist
-        return Independent(Still(q.loc, q.scale), 1)
 
 
 class Squared(lab.VAE):
@@ -1077,3 +1063,17 @@ def test_the_learned_sigma_does_as_well_as_the_best_of_fixed_ones(name, times):
     fixed = [fitted(sigma * 1.25**k)[0] for k in range(-3, 4)]
     assert 0 < np.argmin(fixed) < 6, "the best lies within the grid"
     assert learned < min(fixed) + 0.05
+
+
+@pytest.mark.parametrize(("n", "size"), [(40, 32), (12_000, 64)])
+def test_without_a_batch_size_the_one_of_the_data_is_taken_and_recorded(n, size, monkeypatch):
+    sizes = []
+    train = vae_batches.Batches.indices
+    monkeypatch.setattr(
+        vae_batches.Batches,
+        "indices",
+        lambda self, size, *seed: sizes.append(size) or train(self, size, *seed),
+    )
+    history = run(tiny_vae(), torch.zeros(n, 6), test=torch.zeros(4, 6), batch_size=None, lr=1e-9)
+    assert history.settings["batch_size"] == size
+    assert size in sizes

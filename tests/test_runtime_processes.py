@@ -14,13 +14,12 @@ import psutil
 import pytest
 import torch
 import torch.distributed as dist
-from torch.distributions import Independent, Normal
 
 import vae_batches
 import vae_helpers
 import vae_helpers as lab
 import vae_runtime
-from tools import figures, quick_processes, run, tiny_vae
+from tools import StillEncoder, figures, quick_processes, run, tiny_vae
 
 N = 101  # prime: no number of processes divides it
 POINTS = torch.randn(N, 6, generator=torch.Generator().manual_seed(0)).double()
@@ -28,19 +27,6 @@ NOISY = {"epochs": 4, "batch_size": 16}
 CALLS = 2 + 4 * (7 + 1)  # of the transform, in each process: a first look, evaluations, steps
 BEGUN = 2 + 2 * (7 + 1)  # calls in the first two epochs
 TRAIN = Path(lab.__file__).with_name("train.py")
-
-
-class Still(Normal):
-    """A normal whose sample is its mean, so that two runs can be compared number by number."""
-
-    def rsample(self, sample_shape=torch.Size()):  # noqa: B008
-        return self.mean.expand(self._extended_shape(sample_shape))
-
-
-class StillEncoder(lab.EncoderGaussian):
-    def distribution(self, out):
-        q = super().distribution(out).base_dist
-        return Independent(Still(q.loc, q.scale), 1)
 
 
 def still_vae():

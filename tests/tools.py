@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import multivariate_normal
 from torch import nn
-from torch.distributions import MultivariateNormal
+from torch.distributions import Independent, MultivariateNormal, Normal
 
 import vae_helpers as lab
 from vae_distributions import MIN_SCALE
@@ -198,3 +198,16 @@ def history_of(test, train=None, keep_points=None, **settings):
     for number, rows in enumerate(zip(train, test[1:], strict=True)):
         history.add_epoch(*rows, seconds=0.5, lr=1e-3 * (number + 1), bounded=number)
     return history
+
+
+class Still(Normal):
+    """A normal whose sample is its mean, so that two runs can be compared number by number."""
+
+    def rsample(self, sample_shape=torch.Size()):  # noqa: B008
+        return self.mean.expand(self._extended_shape(sample_shape))
+
+
+class StillEncoder(lab.EncoderGaussian):
+    def distribution(self, out):
+        q = super().distribution(out).base_dist
+        return Independent(Still(q.loc, q.scale), 1)
