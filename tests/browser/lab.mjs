@@ -42,15 +42,25 @@ for (const output of found.notebook.cells.flatMap((cell) => cell.outputs ?? []))
 
 const { cells } = found.notebook;
 const showing = (text) => cells.find((cell) => JSON.stringify(cell.outputs ?? "").includes(text)).id;
+// A place in an element, in shares of it, once JupyterLab has laid out the cells above: they push the
+// element on, and a pointer that was meant for it would meet another cell.
+const within = async (element, x, y) => {
+  await element.scrollIntoViewIfNeeded();
+  let box, before;
+  do {
+    before = box;
+    await page.waitForTimeout(300);
+    box = await element.boundingBox();
+  } while (box.y !== before?.y || box.x !== before?.x);
+  return { position: { x: x * box.width, y: y * box.height } };
+};
 const active = () => page.evaluate(() => window.jupyterapp.shell.currentWidget.content.activeCellIndex);
 
 // The cloud: the pointer chooses a dot; a key goes to the epoch before, and to no other cell.
 await scrollTo(showing("cloud-explorer"));
 const cloud = page.locator(".cloud-explorer .field");
-await cloud.waitFor({ timeout: 10_000 });
-await cloud.scrollIntoViewIfNeeded();
-const chart = await cloud.boundingBox();
-await page.mouse.click(chart.x + 0.9 * chart.width, chart.y + 0.5 * chart.height);
+await cloud.waitFor({ timeout: 60_000 });
+await cloud.click(await within(cloud, 0.9, 0.5));
 const chosen = () => page.locator(".cloud-explorer .rows").allTextContents();
 const cloudCell = await active();
 found.cloud = [await page.locator(".cloud-explorer .which").textContent(), await chosen()];
@@ -59,13 +69,11 @@ found.cloud.push(await chosen(), cloudCell === (await active()));
 
 await scrollTo(showing("plane-explorer"));
 const plane = page.locator(".plane-explorer .plane");
-await plane.waitFor({ timeout: 10_000 });
+await plane.waitFor({ timeout: 60_000 });
 const at = () => page.locator(".plane-explorer output").textContent();
-await plane.scrollIntoViewIfNeeded();
-const box = await plane.boundingBox();
-await page.mouse.move(box.x + 0.2 * box.width, box.y + 0.3 * box.height);
+await plane.hover(await within(plane, 0.2, 0.3));
 found.pointed = await at();
-await page.mouse.click(box.x + 0.5 * box.width, box.y + 0.5 * box.height);
+await plane.click(await within(plane, 0.5, 0.5));
 found.clicked = await at();
 const before = await active();
 for (const key of ["ArrowDown", "ArrowRight", "ArrowRight"]) await page.keyboard.press(key);
@@ -75,7 +83,7 @@ if (screenshot) await page.screenshot({ path: screenshot });
 
 // Run once more, the cell has a new explorer, and that lives, too.
 await page.evaluate(() => window.jupyterapp.commands.execute("notebook:run-cell"));
-await page.locator(".plane-explorer output", { hasText: "z = (0.00, 0.00)" }).waitFor({ timeout: 10_000 });
+await page.locator(".plane-explorer output", { hasText: "z = (0.00, 0.00)" }).waitFor({ timeout: 60_000 });
 await plane.press("ArrowUp");
 found.again = await at();
 
