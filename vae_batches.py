@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
-from vae_runtime import digest, process, seed_from, seeded
+from vae_checkpoint import digest
+from vae_runtime import process, seed_from, seeded
 
 __all__ = ["Batch", "Batches", "Transform", "as_numbers"]
 
@@ -135,9 +136,8 @@ class Batches:
     def load(self, batches: Sequence[Tensor]) -> Generator[Batch, None, None]:
         """This process's part of every batch, in the model's space."""
         rank, world = process()
-        mine = [batch[rank::world] for batch in batches if len(batch) > rank]
-        sizes = [len(batch) for batch in batches if len(batch) > rank]
-        for index, size, raw in zip(mine, sizes, self._raw(mine), strict=True):
+        parts = [(batch[rank::world], len(batch)) for batch in batches if len(batch) > rank]
+        for (index, size), raw in zip(parts, self._raw([i for i, _ in parts]), strict=True):
             # DistributedDataParallel averages over processes, whose parts may differ in size.
             yield Batch(index, self._in_model_space(raw), world * len(index) / size)
 

@@ -48,9 +48,8 @@ class Convergence:
     ratio                the last gain over the one before, if that was a gain, else None
     forecast             {2: …, 8: …}, the test −ELBO that as many times the longest run would end
                          at, intervals of 80 %; {} where none can be foretold
-    gaps, gap_growth     test minus train at the end of each run; what the last doubling added, if
-                         the gap is positive
-    memorises            whether ``gap_growth`` exceeds a quarter of ``train_gain``
+    gaps, gap_growth     test minus train at the end of each run; what the last doubling added
+    memorises            whether the last gap exceeds ``gain``, and took a third of ``train_gain``
     best, rise           epochs to the lowest test −ELBO of any run; how far the end lies above it
     ===================  ===================================================================
     """
@@ -62,8 +61,9 @@ class Convergence:
         before = self.gains[-2].value if len(self.gains) > 1 else 0
         self.ratio = self.gain.value / before if before > 0 else None
         self.gaps = [_gap(run) for run in histories]
-        self.gap_growth = max(self.gaps[-1].value, 0) - max(self.gaps[-2].value, 0)
-        self.memorises = 4 * self.gap_growth > self.train_gain.value
+        self.gap_growth = self.gaps[-1].value - self.gaps[-2].value
+        grows = 3 * self.gap_growth > max(self.train_gain.value, 0)
+        self.memorises = grows and self.gaps[-1].value > max(self.gain.value, 0)
         end = float(histories[-1].test_mean[-1])
         self.forecast = {} if self.memorises else _foretell(end, self.gains)
         lowest = min(histories, key=lambda run: float(run.test_mean.min()))
@@ -75,7 +75,7 @@ class Convergence:
         gain = self.gain
         if gain.low > 0 and gain.high >= self.tolerance:
             if self.memorises:
-                return "cannot tell", "test - train grows so fast that more training may overfit"
+                return "cannot tell", f"test - train, {self._show(self.gaps[-1])}, exceeds the gain"
             return "still improving", ""
         if gain.high < self.tolerance and self.rise.value <= self.tolerance:
             if len(self.gains) > 1 and gain.low > max(self.gains[-2].high, 0):
@@ -98,14 +98,17 @@ class Convergence:
         if self.verdict == "converged" and self.train_gain.low > 0:
             said += f"; the training curve still falls, by {self._show(self.train_gain)}"
             if self.memorises:
-                said += f", of which test - train took {self._number(self.gap_growth)}"
+                gap, growth = self.gaps[-1].value, self.gap_growth
+                said += f", and test - train grew by {self._number(growth)} to {self._number(gap)}"
         if self.forecast:
             now = self._number(self.histories[-1].test_mean[-1])
             said += f"; 8 times as long would bring -ELBO {now} to {self._show(self.forecast[8])}"
         return said
 
     def _repr_html_(self) -> str:
-        rows = [["epochs", "train -ELBO", "test -ELBO", "gained by doubling", "test - train"]]
+        rows = [
+            ["epochs", "train -ELBO", "test -ELBO", "gained by doubling (95 %)", "test - train"]
+        ]
         gained = ["", *map(self._show, self.gains)]
         for run, gain, gap in zip(self.histories, gained, self.gaps, strict=True):
             ends = (self._number(mean[-1]) for mean in (run.train_mean, run.test_mean))
@@ -141,8 +144,8 @@ def convergence(*histories: History, tolerance: float) -> Convergence:
                      above the lowest test −ELBO of any epoch, and train still falls
     cannot tell      there are too few test points for the tolerance; or gains lie below it, but
                      grow; or test rose, and train did not clearly gain; or test still gains, but
-                     the gap test − train took a quarter of what train gained. As a rule train's
-                     gains halve with each doubling, the gap's growth does not: test may soon rise
+                     test − train exceeds that gain and takes a third of what train gains, so that
+                     test may soon rise
     ===============  =======================================================================
 
     Raises ``ValueError`` unless the runs are whole, annealed and differ in their epochs only, and

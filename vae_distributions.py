@@ -77,9 +77,10 @@ def independent(base: Distribution) -> Distribution:
 
 def normal(loc: Tensor, scale: Tensor) -> Distribution:
     """N(loc, diag scale²): batch shape ``(B,)``, and the event is the rest of ``loc``'s shape."""
+    loc, scale = widened(loc), widened(scale)
     if scale.ndim == 0 and loc.ndim:
-        return _IsotropicNormal(widened(loc), scale)
-    return independent(Normal(widened(loc), scale, validate_args=False))
+        return _IsotropicNormal(loc, scale)
+    return independent(Normal(loc, scale, validate_args=False))
 
 
 class _IsotropicNormal(Independent):  # type: ignore[type-arg]  # not generic in PyTorch 2.4

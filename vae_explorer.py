@@ -101,10 +101,10 @@ def explore_cloud(history: History, images: Tensor, labels: Tensor) -> HTML:
     """
     images, labels = torch.as_tensor(images), torch.as_tensor(labels)
     _check_test_set(history, images, labels)
-    kept = np.random.default_rng(0).permutation(history.test.shape[1])  # disturbs no generator
+    order = np.random.default_rng(0).permutation(history.test.shape[1])  # disturbs no generator
     points = _POINTS
     while True:
-        content = _cloud(history, images, labels, kept[:points])
+        content = _cloud(history, images, labels, order[:points])
         page = _page("cloud", content, f"<p>{_STILL_CLOUD}</p>")
         if len(page.data) <= _CLOUD_BYTES or points == 1:
             return page
@@ -156,7 +156,7 @@ def _cloud(history: History, images: Tensor, labels: Tensor, columns: np.ndarray
         "columns": _COLUMNS,
         "coloured": images.shape[1] == 3,
         "color": TEST_COLOR,
-        "kept": history.test.shape[1],
+        "recorded": history.test.shape[1],
         "digits": digits,
         "mean": history.test_mean.round(digits).tolist(),
         "bands": bands.round(digits).tolist(),

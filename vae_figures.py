@@ -50,6 +50,7 @@ __all__ = [
     "plot_latents",
     "plot_learning_curve",
     "plot_manifold",
+    "plot_points",
     "plot_rate_distortion",
     "plot_units",
     "save_figure",
@@ -86,6 +87,27 @@ def _strip(images: Tensor, columns: int) -> np.ndarray:
         tile.copy_(ink(image))
     strip: np.ndarray = make_grid(tiles, columns, pad_value=1)[:, 1:-1, 1:-1].numpy()
     return strip.transpose(1, 2, 0)
+
+
+@styled()
+def plot_points(clouds: dict[str, Tensor]) -> LabFigure:
+    """Points in the plane, ``(N, 2)`` each, side by side on one scale, under their names."""
+    axes = new_figure(
+        1, len(clouds), figsize=(WIDTH, 3.2), squeeze=False, sharex=True, sharey=True
+    )[1]
+    for ax, (name, points) in zip(axes.flat, clouds.items(), strict=True):
+        x, y = points.detach().cpu().T.numpy()
+        ax.plot(x, y, color=TEST_COLOR, ms=3, alpha=0.6, **DOTS)
+        ax.set_title(name, loc="left")
+    said = (
+        f"{name} ({len(points):,} points, {_extent(points[:, 0])} by {_extent(points[:, 1])})"
+        for name, points in clouds.items()
+    )
+    return describe(axes.flat[0], f"Points in the plane: {'; '.join(said)}.")
+
+
+def _extent(values: Tensor) -> str:
+    return f"{number(values.min().item(), 1)} to {number(values.max().item(), 1)}"
 
 
 @styled()

@@ -33,11 +33,10 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from numbers import Real
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import (
@@ -49,6 +48,7 @@ from torch.distributions import (
 from torch.utils.data import Dataset
 
 from vae_batches import Batch, Batches, Transform, as_numbers
+from vae_checkpoint import Checkpoint, describe, digest
 from vae_distributions import (
     MIN_SCALE,
     Autoregressive,
@@ -63,17 +63,16 @@ from vae_distributions import (
 from vae_history import History
 from vae_pixels import ContinuousBernoulli, SharedHistograms, bernoulli
 from vae_runtime import (
-    Checkpoint,
     Precision,
     agreed,
-    describe,
-    digest,
+    distributed,
     gathered,
     network_dtype,
     pick_device,
     process,
     progress_bar,
     seeded,
+    share_buffers,
     whole_number,
 )
 from vae_steps import SCHEDULES, bound_gradient, check_rate, default_batch_size
@@ -184,6 +183,8 @@ class DecoderGaussian(Conditional):
     begins at 1, right for standardised data.
     """
 
+    fixed_scale: Tensor
+
     def __init__(self, net: nn.Module, scale: float | Literal["net"] | None = None) -> None:
         super().__init__(net)
         self.given_scale = scale
@@ -199,16 +200,16 @@ class DecoderGaussian(Conditional):
     def scale(self) -> Tensor:
         """The σ shared by all data points, ``()``; None with ``scale="net"``."""
         if self.log_scale is None:
-            return cast(Tensor, widened(self.fixed_scale))
+            return self.fixed_scale
         return (_SCALE_GAIN * widened(self.log_scale)).exp() + MIN_SCALE
 
     @torch.no_grad()
     def start_from(self, residuals: Tensor) -> None:
         """Let a learned σ that nobody has moved yet begin at the root mean square of residuals."""
-        own = self.log_scale
-        if own is not None and own.requires_grad and not own.is_meta and own == 0:
+        learned = self.log_scale
+        if learned is not None and learned.requires_grad and learned == 0:
             size = residuals.square().mean().sqrt().clamp(MIN_SCALE)
-            own.copy_(size.log() / _SCALE_GAIN)
+            learned.copy_(size.log() / _SCALE_GAIN)
 
     def distribution(self, out: Tensor) -> Distribution:
         """``(B, *event)`` → normal with that event; with "net", ``(B, 2C, ...)`` → ``(C, ...)``."""
@@ -667,12 +668,7 @@ class _Run:
         self.optimizer = torch.optim.Adam(
             model.parameters(), settings["lr"], (0.9, 0.99), fused=device.type in ("cpu", "cuda")
         )
-        self.loss_and_elbo: nn.Module = _LossAndElbo(model)
-        if process()[1] > 1:
-            # Where unused parameters are looked for, gradients are not packed anew after the first
-            # step: that would change the order of their sums, and a continued run's last bits.
-            wrap = nn.parallel.DistributedDataParallel
-            self.loss_and_elbo = wrap(self.loss_and_elbo, find_unused_parameters=True)
+        self.loss_and_elbo = distributed(_LossAndElbo(model))
         self.steps = len(training.indices(settings["batch_size"], (0,)))
         total = settings["epochs"] * self.steps
         self.rates = settings["lr"] * SCHEDULES[settings["schedule"]](np.arange(total) / total)
@@ -888,9 +884,8 @@ def evaluate(
 
 def _evaluate(model: VAE, source: Batches, batch_size: int, seed: int, where: str) -> Elbo:
     terms = torch.zeros(2, len(source), dtype=source.dtype, device=source.device)
-    rank, world = process()
-    for buffer in model.buffers() if world > 1 else ():  # such as running averages of batches
-        dist.broadcast(buffer, 0)
+    share_buffers(model)
+    rank = process()[0]
     batches = source.load(source.indices(batch_size))
     with looking_at(model), seeded(seed, 0, 1 + rank), _named(where), closing(batches):
         for batch in batches:

@@ -111,9 +111,10 @@ class History:
             for mean, se in ((self.train_mean, self.train_se), (self.test_mean, self.test_se))
         )
         bounded = int(self.bounded.sum())
+        steps = "1 step" if bounded == 1 else f"{bounded} steps"
         return (
             f"{len(self)} epochs in {self.seconds.sum():.0f} s: -ELBO train {train}, test {test} "
-            "nats per data point" + f"; gradient bounded in {bounded} steps" * (bounded > 0)
+            "nats per data point" + f"; gradient bounded in {steps}" * (bounded > 0)
         )
 
     def _repr_markdown_(self) -> str:  # what Jupyter shows

@@ -201,7 +201,8 @@ def _draw_dots(ax: Axes, split: _Split) -> None:
                 alpha=0.6, transform=ax.get_xaxis_transform(), rasterized=True)  # fmt: skip
     share = 100 * np.mean((split.values > high) | (split.values < low))
     if share:
-        ax.set_title(f"{share:.1f} % beyond" if share >= 0.05 else "<0.1 % beyond", loc="right")
+        percent = f"{share:.1f}" if share >= 0.05 else "<0.1"
+        ax.set_title(f"{percent} % off the scale", loc="right")
 
 
 def _end(ax: Axes, x: float, y: float, digits: int, color: str) -> None:
@@ -332,9 +333,10 @@ def _set_epochs(axes: dict[str, Axes], ends: Sequence[int]) -> None:
 def _note(ax: Axes, splits: tuple[_Split, _Split], unit: str, width: int) -> None:
     """How many points are dots, and which of them the bands are made of."""
     counts = " and ".join(f"{split.dots:,} of {split.points:,} {split.name}" for split in splits)
-    kept = [split.values.shape[1] for split in splits]
-    all_kept = kept == [split.points for split in splits]
-    bands = "all" if all_kept else f"the {kept[0]:,} and {kept[1]:,} that were kept"
+    recorded = [split.values.shape[1] for split in splits]
+    bands = f"the {recorded[0]:,} and {recorded[1]:,} that were kept"
+    if recorded == [split.points for split in splits]:
+        bands = "all"
     text = f"Dots: {counts} {unit}s, the same each epoch. Bands: middle 50 and 90 % of {bands}."
     note = ax.text(0, 1, textwrap.fill(text, width), va="top", color=GREY)
     note.set_in_layout(False)

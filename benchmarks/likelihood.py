@@ -40,7 +40,7 @@ LATENTS = 50
 class Configuration:
     """One line of the table: a model, how it is trained, and what is asked of it."""
 
-    told: str
+    title: str
     model: Callable[[], lab.VAE]
     transform: Transform
     epochs: int
@@ -97,8 +97,8 @@ def train(name: str, seed: int, images: data.Images) -> tuple[lab.VAE, lab.Histo
     asked = CONFIGURATIONS[name]
     torch.manual_seed(seed)
     vae = asked.model()
-    kept = "-".join(map(str, [name, seed, *settings(name).values()]))
-    weights, curve = TRAINED / f"{kept}.pt", TRAINED / f"{kept}.npz"
+    stem = "-".join(map(str, [name, seed, *settings(name).values()]))
+    weights, curve = TRAINED / f"{stem}.pt", TRAINED / f"{stem}.npz"
     if weights.exists():
         state = torch.load(weights, weights_only=True)
         vae.load_state_dict(state["model"])
@@ -117,17 +117,17 @@ def train(name: str, seed: int, images: data.Images) -> tuple[lab.VAE, lab.Histo
         keep_points=len(images.test),
         progress=lambda history: print(history, flush=True),
     )
-    told = machine(threads=torch.get_num_threads())
+    where = machine(threads=torch.get_num_threads())
     TRAINED.mkdir(parents=True, exist_ok=True)
     history.save(curve)
-    torch.save({"model": vae.state_dict(), "machine": told}, weights)
-    return vae, history, told
+    torch.save({"model": vae.state_dict(), "machine": where}, weights)
+    return vae, history, where
 
 
 def measure(name: str, seed: int, images: data.Images) -> dict[str, Any]:
     """Train and evaluate one configuration with one seed."""
     asked = CONFIGURATIONS[name]
-    vae, history, told = train(name, seed, images)
+    vae, history, where = train(name, seed, images)
     device = next(vae.parameters()).device
     with seeded(0):  # the same binary test set for every model and seed
         x = asked.transform(images.test.images).to(device)
@@ -146,7 +146,7 @@ def measure(name: str, seed: int, images: data.Images) -> dict[str, Any]:
         "log_p_se": standard_error(bound),
         "precision": str(network_dtype("auto", device) or torch.float32).removeprefix("torch."),
         "parameters": sum(p.numel() for p in vae.parameters()),
-        "machine": told,
+        "machine": where,
     }
 
 
@@ -165,17 +165,17 @@ def standard_error(values: torch.Tensor) -> float:
 
 def number(values: list[float], digits: int = 2) -> str:
     """Mean over seeds ± its standard error, minus signs as in print."""
-    told = f"{mean(values):.{digits}f}"
+    text = f"{mean(values):.{digits}f}"
     if len(values) > 1:
-        told += f" ± {stdev(values) / len(values) ** 0.5:.{digits}f}"
-    return told.replace("-", "−")
+        text += f" ± {stdev(values) / len(values) ** 0.5:.{digits}f}"
+    return text.replace("-", "−")
 
 
 def goals(name: str, runs: list[dict[str, Any]]) -> list[list[str]]:
     """Per goal: what, measured, at least, aim."""
     log_p, elbo = ([run[key] for run in runs] for key in ("log_p", "elbo"))
     training = max(run["seconds"] for run in runs) / 60
-    told, most = CONFIGURATIONS[name].told, CONFIGURATIONS[name].minutes
+    title, most = CONFIGURATIONS[name].title, CONFIGURATIONS[name].minutes
     rows = {
         "plain": [["−log p(x), nats", number(log_p), "≤ 86.35", "85.5"]],
         "best": [
@@ -187,8 +187,8 @@ def goals(name: str, runs: list[dict[str, Any]]) -> list[list[str]]:
         ],
     }[name]
     return [
-        *([f"{told}: {what}", *rest] for what, *rest in rows),
-        [f"{told}: minutes of training, longest", f"{training:.1f}", f"≤ {most}", ""],
+        *([f"{title}: {what}", *rest] for what, *rest in rows),
+        [f"{title}: minutes of training, longest", f"{training:.1f}", f"≤ {most}", ""],
     ]
 
 
@@ -266,7 +266,7 @@ def report(results: dict[str, dict[str, Any]]) -> None:
         for name, (unit, scale, digits) in ((name, unit_of(name)) for name in done)
     )
     legend = "".join(
-        f"- {name}: {CONFIGURATIONS[name].told}; {runs[0]['parameters']:,} parameters\n"
+        f"- {name}: {CONFIGURATIONS[name].title}; {runs[0]['parameters']:,} parameters\n"
         for name, runs in done.items()
     )
     where = {

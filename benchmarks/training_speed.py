@@ -383,8 +383,8 @@ def report_goals(results: dict[str, Any]) -> str:
             ["ours / its floor", *(ratio(race, name, f"floor, {p}") for name, p in ours.items())],
         ]
         asked = [["≥ 3", "5"], ["≥ 2", "3.5"], ["≤ 2, bfloat16 ≤ 4", "1.3, bfloat16 2"]]
-        told = [[what, *(f"{x:.2f}" for x in few)] for what, *few in ratios]
-        text += table(head, [a + b for a, b in zip(told, asked, strict=True)]) + "\n"
+        measured = [[what, *(f"{x:.2f}" for x in few)] for what, *few in ratios]
+        text += table(head, [a + b for a, b in zip(measured, asked, strict=True)]) + "\n"
     if found := results.get("overheads"):
         for p in ("float32", "bfloat16"):
             rows.append([f"overhead, {p}", f"{overhead_share(found[p]):.1%}", "≤ 5 %", "2 %"])

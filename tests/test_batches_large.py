@@ -88,11 +88,11 @@ def test_workers_shut_down(end):
 
     if end in ERRORS:
         data, error = ERRORS[end]
-        with pytest.raises(error) as kept:  # whose traceback knows all that was going on
+        with pytest.raises(error) as caught:  # whose traceback knows all that was going on
             trained(data(), workers=2, transform=count)
-        assert kept.tb
+        assert caught.tb
         if end == "failed":  # its traceback leads through the loader, which holds the workers
-            del kept
+            del caught
             gc.collect()
     else:
         trained(Items(), workers=2, transform=count, progress=look)
@@ -161,12 +161,12 @@ def test_2_million_points_in_a_file_larger_than_the_limit_of_memory(tmp_path):
     finally:
         path.unlink()  # pytest keeps the folders of its last runs
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["peak"] < LIMIT < size
-    assert told["points"] == LARGE
-    assert told["keep_points"] == [1, 500]
-    assert told["test"][1] < told["test"][0] - 1, "and it learns"
+    answer = json.loads(done.stdout)
+    assert answer["peak"] < LIMIT < size
+    assert answer["points"] == LARGE
+    assert answer["keep_points"] == [1, 500]
+    assert answer["test"][1] < answer["test"][0] - 1, "and it learns"
     figures["more data than memory"] = (
-        f"{told['points']:,} points of a file of {size / 1e9:.2f} GB in "
-        f"{told['seconds']:.0f} s, resident memory at most {told['peak'] / 1e9:.2f} GB"
+        f"{answer['points']:,} points of a file of {size / 1e9:.2f} GB in "
+        f"{answer['seconds']:.0f} s, resident memory at most {answer['peak'] / 1e9:.2f} GB"
     )

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import vae_data
+from tools import history_of
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -93,6 +94,34 @@ def test_the_benchmark_of_verdicts_goes_on_fit_by_fit(verdicts, monkeypatch, tmp
         assert fit["gained"] == pytest.approx(fit["test"] - fit["test_longer"])
     runs = sorted(path.name for path in (tmp_path / "runs").iterdir())
     assert [name.split("-")[2] for name in runs] == ["1", "2", "32", "4"] * 2
+
+
+def test_the_second_seed_of_a_long_configuration_is_judged_alone(verdicts, monkeypatch):
+    asked = replace(verdicts.CONFIGURATIONS["tiny"], long=True, seeds=(0, 1))
+    monkeypatch.setitem(verdicts.CONFIGURATIONS, "tiny", asked)
+    first, second = (verdicts.measure("tiny", seed, 4) for seed in (0, 1))
+    assert first["gained"] == pytest.approx(first["test"] - first["test_longer"])
+    assert first.keys() - second.keys() == {"gained", "test_longer", "train_longer"}
+    assert verdicts.is_right(second) is None
+    assert verdicts.within(second | {"forecast": {"8": {"low": -9.0, "high": 9.0}}}) is None
+    assert verdicts.row("tiny | 4 epochs | seed 1", second)[-3:] == ["–", "–", "–"]
+    counted = sum(sum(row[1:]) for row in verdicts.confusion([first, second]))
+    assert counted == 1
+
+
+def test_a_run_is_found_again_by_another_process(verdicts, monkeypatch):
+    """Where a transform lies in memory differs from process to process."""
+    first, second = (lambda: lambda x: 2 * x)(), (lambda: lambda x: 2 * x)()
+    assert str(first) != str(second)
+    trained = []
+    monkeypatch.setattr(
+        verdicts.lab, "fit", lambda *_, **__: trained.append(1) or history_of([[1.0]] * 3)
+    )
+    for transform in (first, second):
+        asked = replace(verdicts.CONFIGURATIONS["tiny"], transform=transform)
+        monkeypatch.setitem(verdicts.CONFIGURATIONS, "tiny", asked)
+        verdicts.run_of("tiny", 0, 2)
+    assert trained == [1]
 
 
 def test_the_likelihood_table_is_what_the_numbers_give(likelihood, tmp_path):
@@ -193,7 +222,7 @@ def test_the_numbers_of_readme_are_those_of_the_benchmark(likelihood):
         assert quoted
         quoted.append(("minutes of training, longest", re.findall(r"\d+\.\d", training)[0]))
         for what, number in quoted:
-            line = rf"^\| {re.escape(f'{asked.told}: {what}')}[^|]*\| {re.escape(number)} \|"
+            line = rf"^\| {re.escape(f'{asked.title}: {what}')}[^|]*\| {re.escape(number)} \|"
             assert re.search(line, goals, re.M), (what, number)
 
 
@@ -205,7 +234,7 @@ def test_the_speed_in_readme_is_that_of_the_benchmark(speed):
         [speed.ratio(race, other, name) for other in ("textbook loop", "pythae")] for name in ours
     )
     seconds = [speed.median(race, name) for name in (ours[0], "floor, bfloat16")]
-    told = [seconds[0], *plain, *compiled, seconds[1]]
-    assert numbers == [f"{number:.2f}" for number in told]
+    expected = [seconds[0], *plain, *compiled, seconds[1]]
+    assert numbers == [f"{number:.2f}" for number in expected]
     peers = [name for name, (task, *_) in speed.CONTESTANTS.items() if task in ("pythae", "pyro")]
     assert min(peers, key=lambda name: speed.median(race, name)) == "pythae"

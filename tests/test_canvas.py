@@ -174,9 +174,9 @@ def test_a_notebook_shows_a_figure_once_and_described(executed, source):
     assert len(pictures) == CELLS[source]
     assert len(pictures) == len(outputs)
     for output in pictures:
-        told = output["metadata"]["image/png"]
-        assert told["alt"] and told["width"] == 860
-        assert (NARROW in output["data"]) == ("learning" in told["alt"].lower())
+        shown = output["metadata"]["image/png"]
+        assert shown["alt"] and shown["width"] == 860
+        assert (NARROW in output["data"]) == ("learning" in shown["alt"].lower())
 
 
 def test_savefig_in_a_notebook_saves_what_was_drawn(executed):

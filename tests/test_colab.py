@@ -140,10 +140,10 @@ def test_where_the_lab_is_nothing_is_fetched(empty, published, tmp_path, install
 
 
 def test_the_modules_that_the_cell_looks_for_need_all_others():
-    (looked_for,) = re.findall(r"for room in (\(.*?\))", SOURCES["find-helpers"])
+    (looked_for,) = re.findall(r"for module in (\(.*?\))", SOURCES["find-helpers"])
     code = (
         "import importlib, sys\n"
-        f"for room in {looked_for}: importlib.import_module('vae_' + room)\n"
+        f"for name in {looked_for}: importlib.import_module('vae_' + name)\n"
         "print(*(name for name in sys.modules if name.startswith('vae_')))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,

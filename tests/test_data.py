@@ -305,7 +305,7 @@ def mirror(packed):
         thread.join()
 
 
-def download_again_and_again(address, files, packed, folder, told):
+def download_again_and_again(address, files, packed, folder, pipe):
     """In a process of its own, whose only folder is this one; tells the pixels it gets."""
     os.chdir(folder)
     os.environ.update(HOME=str(folder), TMPDIR=str(folder), TQDM_DISABLE="1", no_proxy="*")
@@ -315,7 +315,7 @@ def download_again_and_again(address, files, packed, folder, told):
         (name, hashlib.md5(content).hexdigest()) for name, content in packed.items()
     ]
     for race in range(RACES):
-        told.send(load_images("mnist", f"data {race}").train.images.numpy().tobytes())
+        pipe.send(load_images("mnist", f"data {race}").train.images.numpy().tobytes())
 
 
 def test_two_processes_that_download_into_one_folder_at_once_both_get_the_data(tmp_path, files):
@@ -325,9 +325,9 @@ def test_two_processes_that_download_into_one_folder_at_once_both_get_the_data(t
     with mirror(packed) as address:
         processes = [
             context.Process(
-                target=download_again_and_again, args=(address, files, packed, tmp_path, told)
+                target=download_again_and_again, args=(address, files, packed, tmp_path, pipe)
             )
-            for _, told in pipes
+            for _, pipe in pipes
         ]
         for process in processes:
             process.start()

@@ -304,9 +304,9 @@ def test_a_cloud_holds_the_image_and_the_label_of_each_of_its_points(photos, clo
 def test_a_plane_holds_code_label_terms_and_both_images_of_each_point(model, data, explorer):
     held, (x, labels) = content(explorer), data
     z = model.encoder(x).mean
-    kept = z.abs().amax(1) <= held["limit"]
-    assert len(x) * 0.98 - 1 <= kept.sum() < len(x)
-    x, labels, z = x[kept], labels[kept], z[kept].detach()
+    near = z.abs().amax(1) <= held["limit"]
+    assert len(x) * 0.98 - 1 <= near.sum() < len(x)
+    x, labels, z = x[near], labels[near], z[near].detach()
     log_p = model.decoder.log_prob(x, z).detach()
     kl = 0.5 * (z**2 + MIN_SCALE**2 - 2 * math.log(MIN_SCALE) - 1).sum(1)
     expected = torch.column_stack([z, labels, -log_p, kl])
@@ -340,7 +340,7 @@ def test_bands_are_over_all_points_that_the_history_kept():
     held = content(explore_cloud(Recorded(values), images, labels).data)
     expected = np.sort(values, 1)[:, [200, 1000, 3000, 3800]].T
     assert np.array(held["bands"]) == pytest.approx(expected, abs=0.051)
-    assert held["kept"] == 4001
+    assert held["recorded"] == 4001
 
 
 @pytest.mark.parametrize(
@@ -376,8 +376,8 @@ def planned(model, x, labels, page):
     """What is to be done, and what must then be seen: computed from the model alone."""
     limit, side = (content(page)[key] for key in ("limit", "side"))
     codes = model.encoder(x).mean.detach()
-    kept = codes.abs().amax(1) <= limit
-    x, labels, codes = x[kept], labels[kept], codes[kept]
+    near = codes.abs().amax(1) <= limit
+    x, labels, codes = x[near], labels[near], codes[near]
     # The plane reaches half a step of its grid beyond the outermost grid points, at ±limit.
     step = 2 * limit / (side - 1)
     edge = limit + step / 2

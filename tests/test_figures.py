@@ -21,6 +21,7 @@ from vae_figures import (
     plot_latents,
     plot_learning_curve,
     plot_manifold,
+    plot_points,
     plot_rate_distortion,
     plot_units,
     save_figure,
@@ -40,6 +41,7 @@ FIGURES = {
     "images": lambda: plot_images({"data": IMAGES, "reconstructions": IMAGES[:2]}),
     "captions": lambda: plot_images({"a": IMAGES[:2]}, {"a": ["one", "two"]}),
     "colour": lambda: plot_images({"a": IMAGES.expand(-1, 3, -1, -1)}),
+    "points": lambda: plot_points({"data": PLANE, "samples": PLANE[:9] + 1}),
     "latents": lambda: plot_latents(PLANE, torch.arange(50) % 12),
     "units": lambda: plot_units(UNITS),
     "manifold": lambda: plot_manifold(MODEL, side=5),
@@ -105,6 +107,22 @@ def test_axes_that_are_given_are_drawn_on(name):
     assert right.has_data() and not left.has_data()
     assert len(plt.get_fignums()) == 1
     assert figure.alt
+
+
+# --------------------------------------------------------------------------------- points
+
+
+def test_points_stand_side_by_side_on_one_scale_and_are_told_with_their_extent():
+    figure = plot_points({"data": PLANE, "samples": torch.tensor([[-9.04, 2], [1, 3.0]])})
+    left, right = figure.axes
+    assert (left.get_title("left"), right.get_title("left")) == ("data", "samples")
+    assert np.array_equal(left.lines[0].get_xydata(), PLANE.numpy())
+    assert right.lines[0].get_xydata().tolist() == [[pytest.approx(-9.04), 2], [1, 3]]
+    figure.canvas.draw()
+    assert left.get_xlim() == right.get_xlim()
+    assert left.get_ylim() == right.get_ylim()
+    assert "data (50 points, " in figure.alt
+    assert figure.alt.endswith("samples (2 points, −9.0 to 1.0 by 2.0 to 3.0).")
 
 
 # --------------------------------------------------------------------------------- images

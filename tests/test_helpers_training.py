@@ -305,8 +305,8 @@ def test_a_warm_up_that_is_resumed_ends_as_one_that_was_not_interrupted(at, tmp_
 
     parts.register_forward_pre_hook(lambda *_: stop())
     path = tmp_path / "run.pt"
-    begun = run(parts, points(), checkpoint=path, **settings)
-    assert len(begun) < 4
+    interrupted = run(parts, points(), checkpoint=path, **settings)
+    assert len(interrupted) < 4
     found = rising()
     history = run(found, points(), checkpoint=path, **settings)
     assert np.array_equal(history.train, expected.train)
@@ -605,12 +605,12 @@ def test_a_learned_sigma_begins_at_the_residuals_in_the_model_s_space():
 
 
 def test_the_history_knows_the_first_weights():
-    told = []
+    weights = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        told.append(run(tiny_vae(), points()).settings["weights"])
-    assert told[0] == told[1] != told[2]
-    assert len(told[0].split()) == len(tiny_vae().state_dict())
+        weights.append(run(tiny_vae(), points()).settings["weights"])
+    assert weights[0] == weights[1] != weights[2]
+    assert len(weights[0].split()) == len(tiny_vae().state_dict())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -1006,21 +1006,21 @@ def long_run():
     return measured.T
 
 
-def long_runs(told):
+def long_runs(speaking):
     """In a process of its own, whose memory and CPU time nothing else takes."""
     torch.set_num_threads(1)
     resident, clock, _ = long_run()
     tracemalloc.start()  # which itself takes memory and time
     _, _, traced = long_run()
-    told.send((resident, np.diff(clock), traced))
+    speaking.send((resident, np.diff(clock), traced))
 
 
 def test_five_hundred_epochs_neither_grow_in_memory_nor_slow_down():
     context = quick_processes()
-    heard, told = context.Pipe(duplex=False)
-    process = context.Process(target=long_runs, args=(told,))
+    heard, speaking = context.Pipe(duplex=False)
+    process = context.Process(target=long_runs, args=(speaking,))
     process.start()
-    told.close()  # so that a process that fails is heard
+    speaking.close()  # so that a process that fails is heard
     resident, seconds, traced = heard.recv()
     process.join()
     # What is kept of an epoch beyond the rows, whose room is taken at the start: three numbers.

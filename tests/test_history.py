@@ -41,11 +41,11 @@ def test_averages_are_of_float64_though_the_values_are_of_float32():
 
 @pytest.mark.parametrize("keep_points", [7, 1, 100, 1000, None])
 def test_a_sample_of_points_is_kept_in_order_and_the_averages_are_of_all(keep_points):
-    kept = min(100, keep_points or 100)
+    columns = min(100, keep_points or 100)
     places = np.arange(100.0)  # each point's value tells its place, and epochs apart
     history = history_of([places + 1000 * epoch for epoch in range(4)], None, keep_points)
-    assert history.test.shape == (4, kept)
-    assert history.train.shape == (3, kept)
+    assert history.test.shape == (4, columns)
+    assert history.train.shape == (3, columns)
     chosen = history.test_index
     assert np.array_equal(history.train_index, chosen)
     assert np.array_equal(chosen, np.unique(chosen))  # ascending, none twice
@@ -94,12 +94,14 @@ def test_its_line_tells_epochs_time_and_both_curves():
     history = history_of(np.full((3, 4), -1212.25), np.full((2, 4), -13.75))
     expected = (
         "2 epochs in 1 s: -ELBO train -13.75 +/- 0.00, test -1,212.25 +/- 0.00 nats per data "
-        "point; gradient bounded in 1 steps"
+        "point; gradient bounded in 1 step"
     )
     assert repr(history) == expected
     shown = expected.replace("+/-", "±").replace("-", "−")
     assert history._repr_markdown_() == shown  # what Jupyter shows
     assert repr(history_of(np.zeros((1, 4)))) == "History of 0 epochs"
+    assert "bounded" not in repr(history_of(np.zeros((2, 4))))
+    assert repr(history_of(np.zeros((4, 4)))).endswith("; gradient bounded in 3 steps")
 
 
 def test_its_last_words_are_of_the_last_epoch():

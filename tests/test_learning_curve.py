@@ -17,12 +17,12 @@ from vae_learning_curve import plot_learning_curve
 mpl.use("Agg")
 
 
-def falling(epochs=8, n=200, last=-500.0, gap=0.0, noise=20.0, first=100.0, kept=None):
+def falling(epochs=8, n=200, last=-500.0, gap=0.0, noise=20.0, first=100.0, keep_points=None):
     """Curves that come down to ``last``, the test one ``gap`` above the other."""
     rng = np.random.default_rng(0)
     levels = last + (first - last) * np.exp(-10 * np.arange(epochs + 1) / (epochs + 2))
     pairs = np.stack([level + noise * rng.standard_t(4, (2, n)) for level in levels])
-    return history_of(pairs[:, 1] + gap, pairs[1:, 0], kept)
+    return history_of(pairs[:, 1] + gap, pairs[1:, 0], keep_points)
 
 
 def verdict_of(ends=(-480.0, -495.0, -500.0), epochs=4, n=200):
@@ -134,7 +134,7 @@ def test_dots_can_be_seen():
 
 
 def test_a_history_that_kept_a_part_of_the_points_says_so():
-    text = words(plot_learning_curve(falling(n=1234, kept=60)))
+    text = words(plot_learning_curve(falling(n=1234, keep_points=60)))
     assert "Dots: 60 of 1,234 train and 60 of 1,234 test" in text
     assert "90 % of the 60 and 60 that were kept" in text
     assert "kept" not in words(plot_learning_curve(falling()))
@@ -159,9 +159,9 @@ def test_what_lies_beyond_the_axis_is_counted_and_ticked_off(epochs):
         if not outside.any():
             assert said == ""
         elif outside.mean() < 0.0005:
-            assert said == "<0.1 % beyond"
+            assert said == "<0.1 % off the scale"
         else:
-            assert said == f"{100 * outside.mean():.1f} % beyond"
+            assert said == f"{100 * outside.mean():.1f} % off the scale"
     assert beyond
 
 
@@ -312,9 +312,9 @@ def coded_images(n):
     return (torch.arange(n) % 256).to(torch.uint8)[:, None, None, None].expand(-1, 1, 4, 4)
 
 
-@pytest.mark.parametrize("kept", [None, 60])
-def test_the_images_beside_the_last_epoch_are_those_of_the_values_written_there(kept):
-    history = falling(n=200, kept=kept)
+@pytest.mark.parametrize("keep_points", [None, 60])
+def test_the_images_beside_the_last_epoch_are_those_of_the_values_written_there(keep_points):
+    history = falling(n=200, keep_points=keep_points)
     figure = plot_learning_curve(history, coded_images(200))
     ax = panels(figure)["last"]
     shown = [inset.images[0].get_array() for inset in ax.child_axes]

@@ -100,13 +100,13 @@ def server(home, surroundings, tmp_path):
     with log.open("w") as out:
         process = subprocess.Popen(command, cwd=home, env=surroundings, stdout=out, stderr=out)
     try:
-        told = tmp_path / "jupyter_runtime_dir" / f"jpserver-{process.pid}.json"
+        server_file = tmp_path / "jupyter_runtime_dir" / f"jpserver-{process.pid}.json"
         for _ in range(600):
-            if told.exists() and "is running at" in log.read_text():
+            if server_file.exists() and "is running at" in log.read_text():
                 break
             assert process.poll() is None, log.read_text()
             time.sleep(0.1)
-        running = json.loads(told.read_text())
+        running = json.loads(server_file.read_text())
         yield f"{running['url']}lab/tree/vae_lab.ipynb?token={running['token']}"
     finally:
         process.terminate()  # the server ends its kernels

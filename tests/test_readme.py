@@ -86,9 +86,9 @@ def test_every_file_that_is_named_exists():
 def test_every_target_of_make_that_is_named_exists():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([\w-]+):", makefile, re.M))
-    told = set(re.findall(r"(?:^|[`(\s])make ([a-z-]+)(?=[`\s])", README, re.M))
-    assert told <= targets, told - targets
-    assert targets <= told, targets - told
+    shown = set(re.findall(r"(?:^|[`(\s])make ([a-z-]+)(?=[`\s])", README, re.M))
+    assert shown <= targets, shown - targets
+    assert targets <= shown, targets - shown
 
 
 def test_every_command_that_trains_is_one_that_train_py_takes(tmp_path, monkeypatch):

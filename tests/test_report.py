@@ -150,9 +150,9 @@ def test_a_number_and_its_error_are_never_torn():
         code("'5 ± 6'", html("<script>'7 ± 8'</script>")),
     )
     pairs = re.findall(r"[\d.]+\s±\s[\d.]+", text)
-    kept = ["5 ± 6", "7 ± 8"]
-    assert [pair for pair in pairs if "\u00a0±\u00a0" not in pair] == kept
-    assert len(pairs) == 5 + len(kept)
+    unlinked = ["5 ± 6", "7 ± 8"]
+    assert [pair for pair in pairs if "\u00a0±\u00a0" not in pair] == unlinked
+    assert len(pairs) == 5 + len(unlinked)
     assert "4.2 (−1.1\u00a0to\u00a09.5); up to 3 to be." in text
 
 

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 import vae_batches
+import vae_checkpoint
 import vae_helpers
 import vae_helpers as lab
 import vae_runtime
@@ -25,7 +26,7 @@ N = 101  # prime: no number of processes divides it
 POINTS = torch.randn(N, 6, generator=torch.Generator().manual_seed(0)).double()
 NOISY = {"epochs": 4, "batch_size": 16}
 CALLS = 2 + 4 * (7 + 1)  # of the transform, in each process: a first look, evaluations, steps
-BEGUN = 2 + 2 * (7 + 1)  # calls in the first two epochs
+STARTED = 2 + 2 * (7 + 1)  # calls in the first two epochs
 TRAIN = Path(lab.__file__).with_name("train.py")
 
 
@@ -106,7 +107,7 @@ def scenarios(rank, world, folder):
     drawing = Drawing()
     trained("whole", noisy_vae(), transform=drawing, checkpoint=mine / "whole.pt", **NOISY)
     seen["drawn"] = drawing.drawn
-    for part, stop in (("begun", BEGUN), ("continued", None)):
+    for part, stop in (("started", STARTED), ("continued", None)):
         trained(part, noisy_vae(), transform=Drawing(stop), checkpoint=mine / "parts.pt", **NOISY)
         if rank == 0:
             shutil.copy(mine / "parts.pt", mine / f"{part}.pt")
@@ -114,8 +115,8 @@ def scenarios(rank, world, folder):
     ended = run(noisy_vae(), POINTS, progress=lambda h: rank > 0 or len(h) < 2, **NOISY)
     seen["ended"] = len(ended)
     if world == 3:  # go on with what two processes began
-        begun = folder.parent / "2" / "0" / "begun.pt"
-        trained("moved", noisy_vae(), transform=Drawing(), checkpoint=begun, **NOISY)
+        started = folder.parent / "2" / "0" / "started.pt"
+        trained("moved", noisy_vae(), transform=Drawing(), checkpoint=started, **NOISY)
     try:
         run(still_vae(), 1e200 * POINTS, test=POINTS, batch_size=16)
     except FloatingPointError as error:
@@ -232,7 +233,7 @@ def test_randomness_is_independent(seen, world):
 
 def test_only_the_first_process_writes_and_all_continue(seen, world, folder):
     files = [sorted(os.listdir(folder / f"{world}/{rank}")) for rank in range(world)]
-    assert files == [["begun.pt", "continued.pt", "parts.pt", "whole.pt"], *[[]] * (world - 1)]
+    assert files == [["continued.pt", "parts.pt", "started.pt", "whole.pt"], *[[]] * (world - 1)]
     for there in seen:
         np.testing.assert_array_equal(there["continued"]["train"], there["whole"]["train"])
         for name, value in there["whole"]["weights"].items():
@@ -249,21 +250,21 @@ def test_each_process_says_where_a_number_is_not_finite(seen):
 
 
 def test_another_number_of_processes_goes_on(folder):
-    two = torch.load(folder / "2/0.seen", weights_only=False)["begun"]["train"]
+    two = torch.load(folder / "2/0.seen", weights_only=False)["started"]["train"]
     three = torch.load(folder / "3/0.seen", weights_only=False)["moved"]["train"]
-    path = folder / "3/0/begun.pt"  # and one process, from what three began
+    path = folder / "3/0/started.pt"  # and one process, from what three began
     one = run(noisy_vae(), POINTS, transform=Drawing(), checkpoint=path, **NOISY).train
     assert two.shape == (2, N)
     assert one.shape == three.shape == (4, N)
     np.testing.assert_array_equal(three[:2], two)
-    begun = torch.load(folder / "3/0.seen", weights_only=False)["begun"]["train"]
-    np.testing.assert_array_equal(one[:2], begun)
+    started = torch.load(folder / "3/0.seen", weights_only=False)["started"]["train"]
+    np.testing.assert_array_equal(one[:2], started)
 
 
 @pytest.fixture
 def second_of_three(monkeypatch):
     """What can be seen without the others: the errors that come before any communication."""
-    for module in (vae_batches, vae_helpers, vae_runtime):
+    for module in (vae_batches, vae_helpers, vae_checkpoint, vae_runtime):
         monkeypatch.setattr(module, "process", lambda: (1, 3))
     monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", lambda module, **_: module)
 
@@ -299,12 +300,12 @@ def test_a_killed_worker_ends_torchrun_and_the_checkpoint_goes_on(tmp_path):
         ended = time.monotonic() - killed
         assert not any(worker.is_running() for worker in workers)
     assert said.count("digits: ") == 1, "only the first process speaks"
-    kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["history"]["train"]
-    assert 3 <= len(kept) < 150
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["history"]["train"]
+    assert 3 <= len(saved) < 150
     subprocess.run([sys.executable, TRAIN, *arguments], check=True, env=environment, timeout=120)
     history = lab.History.load(tmp_path / "history.npz")
     assert history.train.shape == (150, 1500)
-    np.testing.assert_array_equal(history.train[: len(kept)], kept)
+    np.testing.assert_array_equal(history.train[: len(saved)], saved)
     figures["a worker killed"] = (
-        f"the other two ended within {ended:.1f} s; one process went on from epoch {len(kept)}"
+        f"the other two ended within {ended:.1f} s; one process went on from epoch {len(saved)}"
     )

@@ -26,7 +26,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
 ENVIRONMENT.pop("TQDM_DISABLE", None)  # whoever set it, a terminal gets its bar here
 
 
-def told(folder):
+def results_of(folder):
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 
@@ -64,7 +64,7 @@ def test_results_agree_with_the_history(finished):
     curve = [f"learning_curve{end}" for end in (".png", ".svg", "_narrow.png")]
     files = ["checkpoint.pt", "history.npz", *curve, "results.json"]
     assert sorted(os.listdir(folder)) == files
-    history, results = lab.History.load(folder / "history.npz"), told(folder)
+    history, results = lab.History.load(folder / "history.npz"), results_of(folder)
     assert history.train.shape == (4, 1500)
     for split, cloud in (("train", history.train), ("test", history.test)):
         values = cloud[-1].astype(float)
@@ -97,7 +97,7 @@ def test_options_from_a_file_make_the_same_run(finished, tmp_path):
     folder, _ = finished
     options = f"@{folder.parents[1] / 'options.txt'}"
     assert train.main([options, f"--out={tmp_path}", "--samples=0"]) == 0
-    again, first = told(tmp_path), told(folder)
+    again, first = results_of(tmp_path), results_of(folder)
     assert again["settings"] == first["settings"] | {"samples": 0}, "the command line wins"
     assert again["test_negative_elbo"] == first["test_negative_elbo"]
     assert "test_negative_log_p" not in again
@@ -125,7 +125,7 @@ def test_other_parts(decoder, likelihood, prior, tmp_path):
     chosen = [f"--decoder={decoder}", f"--prior={prior}", "--network=conv"]
     chosen += ["--epochs=1", "--kl=sampled", "--keep-points=50"]
     assert train.main([*SMALL, *chosen, "--beta=0.5", f"--out={tmp_path}"]) == 0
-    assert told(tmp_path)["likelihood"] == likelihood
+    assert results_of(tmp_path)["likelihood"] == likelihood
     assert lab.History.load(tmp_path / "history.npz").train.shape == (1, 50)
 
 
@@ -302,9 +302,9 @@ def test_ctrl_c_on_a_terminal_keeps_the_checkpoint(tmp_path):
     assert "epoch 1/" not in shown.decode()
     assert "interrupted; the same command continues" in shown.decode()
     assert "Traceback" not in shown.decode()
-    kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["history"]
-    assert 0 <= len(kept["seconds"]) < 300
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["history"]
+    assert 0 <= len(saved["seconds"]) < 300
     assert train.main(arguments) == 0
     history = lab.History.load(tmp_path / "history.npz")
-    np.testing.assert_array_equal(history.train[: len(kept["seconds"])], kept["train"])
+    np.testing.assert_array_equal(history.train[: len(saved["seconds"])], saved["train"])
     assert len(history) == 300

@@ -95,11 +95,11 @@ def _figure_faults(notebook: NotebookNode, folder: Path) -> Iterator[str]:
     for cell, output in _outputs(notebook):
         for mime in {"image/png", NARROW} & set(output.get("data", {})):
             shown[b64decode(output.data[mime])] = cell
-    kept = {path.read_bytes(): path for path in sorted(folder.glob("*.png"))}
-    for picture in shown.keys() - kept.keys():
+    stored = {path.read_bytes(): path for path in sorted(folder.glob("*.png"))}
+    for picture in shown.keys() - stored.keys():
         yield f"shows a figure that is not in figures/, in cell {shown[picture]}"
-    for picture in kept.keys() - shown.keys():
-        yield f"does not show figures/{kept[picture].name}: remove it, or run again"
+    for picture in stored.keys() - shown.keys():
+        yield f"does not show figures/{stored[picture].name}: remove it, or run again"
 
 
 def _length_faults(notebook: NotebookNode) -> Iterator[str]:

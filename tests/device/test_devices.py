@@ -443,5 +443,5 @@ def write_table(path, found):
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     others = [f"## {part}" for part in text.split("\n## ")[1:]]
     kind = device_name().split(",")[0]
-    kept = [part.rstrip() + "\n" for part in others if not part.startswith(f"## {kind},")]
-    path.write_text("\n".join([HEAD, *sorted([*kept, section(found)])]), encoding="utf-8")
+    other_parts = [part.rstrip() + "\n" for part in others if not part.startswith(f"## {kind},")]
+    path.write_text("\n".join([HEAD, *sorted([*other_parts, section(found)])]), encoding="utf-8")

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
+import vae_checkpoint
 import vae_helpers as lab
-import vae_runtime
 from tools import Executed, figures, quick_processes, run, tiny_vae
 
 SETTINGS = {"epochs": 5, "batch_size": 16, "lr": 0.01}
@@ -77,7 +77,7 @@ def uninterrupted(tmp_path_factory):
 
 
 @pytest.fixture
-def begun(tmp_path):
+def started(tmp_path):
     """A checkpoint of two epochs."""
     path = tmp_path / "checkpoint.pt"
     train(path, transform=Noisy(interrupt_at=2 + 2 * 5))
@@ -158,13 +158,13 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
         ({"lr": 0.02, "seed": 1}, r"seed .*, lr"),
     ],
 )
-def test_another_run_is_refused_with_what_differs(begun, change, named):
-    before = begun.read_bytes()
+def test_another_run_is_refused_with_what_differs(started, change, named):
+    before = started.read_bytes()
     model = change.pop("model", None) or mixture_vae(seed=2)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(ValueError, match=rf"checkpoint\.pt is .* another run.* in {named}"):
-        train(begun, model, **change)
-    assert begun.read_bytes() == before
+        train(started, model, **change)
+    assert started.read_bytes() == before
     assert same(dict(model.state_dict()), weights)
 
 
@@ -192,9 +192,9 @@ def test_a_checkpoint_of_one_part_is_not_continued_with_another(kind, tmp_path):
     assert same(dict(second.state_dict()), before)
 
 
-def test_damaged_files_are_refused_by_name_and_left_in_place(begun):
+def test_damaged_files_are_refused_by_name_and_left_in_place(started):
     """1,000 flipped bits, and 100 files cut or grown."""
-    whole, rng = begun.read_bytes(), random.Random(0)
+    whole, rng = started.read_bytes(), random.Random(0)
     damaged = [b"", whole[:-1], *(whole[: rng.randrange(len(whole))] for _ in range(58))]
     damaged += [whole + rng.randbytes(rng.randrange(1, 100)) for _ in range(40)]
     for _ in range(1000):
@@ -204,10 +204,10 @@ def test_damaged_files_are_refused_by_name_and_left_in_place(begun):
     model = mixture_vae()
     refused = 0
     for file in damaged:
-        begun.write_bytes(file)
+        started.write_bytes(file)
         with pytest.raises(ValueError, match="is not a readable checkpoint") as error:
-            train(begun, model)
-        refused += str(begun) in str(error.value) and begun.read_bytes() == file
+            train(started, model)
+        refused += str(started) in str(error.value) and started.read_bytes() == file
     assert refused == len(damaged) == 1100
     figures["damaged checkpoints"] = f"{len(damaged):,}, of which {refused:,} refused"
 
@@ -295,46 +295,46 @@ def full():
 
 
 @pytest.mark.parametrize("room", [0, 1, 3000, -1])
-def test_a_disk_that_fills_up_during_the_write(room, begun, monkeypatch, uninterrupted):
-    before, model = begun.read_bytes(), mixture_vae()
+def test_a_disk_that_fills_up_during_the_write(room, started, monkeypatch, uninterrupted):
+    before, model = started.read_bytes(), mixture_vae()
     limit = room if room >= 0 else len(before) - 1
     with monkeypatch.context() as patch:
-        patch.setattr(vae_runtime, "open", lambda *a: Limited(*a, limit, full), raising=False)
+        patch.setattr(vae_checkpoint, "open", lambda *a: Limited(*a, limit, full), raising=False)
         with pytest.raises(OSError, match=r"checkpoint\.pt .*No space left.* trained for 3 epochs"):
-            train(begun, model)
-    assert begun.read_bytes() == before
-    assert os.listdir(begun.parent) == [begun.name]
+            train(started, model)
+    assert started.read_bytes() == before
+    assert os.listdir(started.parent) == [started.name]
     assert model.elbo(POINTS).value.isfinite().all()
-    train(begun, model)  # space was made
-    assert same(content(begun), uninterrupted)
+    train(started, model)  # space was made
+    assert same(content(started), uninterrupted)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_the_kernel_says_that_the_disk_is_full(begun):
-    before = begun.read_bytes()
-    begun.with_name(begun.name + ".tmp").symlink_to("/dev/full")
+def test_the_kernel_says_that_the_disk_is_full(started):
+    before = started.read_bytes()
+    started.with_name(started.name + ".tmp").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"checkpoint\.pt .*No space left"):
-        train(begun)
-    assert begun.read_bytes() == before
+        train(started)
+    assert started.read_bytes() == before
 
 
 @posix
-def test_a_read_only_folder(begun, monkeypatch):
-    before, model = begun.read_bytes(), mixture_vae()
+def test_a_read_only_folder(started, monkeypatch):
+    before, model = started.read_bytes(), mixture_vae()
     # Root may write everywhere; another user could not even get here, so stand in the folder.
-    monkeypatch.chdir(begun.parent)
-    begun.parent.chmod(0o555)
+    monkeypatch.chdir(started.parent)
+    started.parent.chmod(0o555)
     root = os.geteuid() == 0
     try:
         if root:
             os.seteuid(65534)
         with pytest.raises(OSError, match=r"checkpoint\.pt .*Permission denied.* 3 epochs"):
-            train(Path(begun.name), model)
+            train(Path(started.name), model)
     finally:
         if root:
             os.seteuid(0)
-        begun.parent.chmod(0o755)
-    assert begun.read_bytes() == before
+        started.parent.chmod(0o755)
+    assert started.read_bytes() == before
     assert model.elbo(POINTS).value.isfinite().all()
 
 
@@ -370,7 +370,7 @@ def die():
 def child(path, moment, pipe):
     """Train and tell each finished epoch; at a moment of the first write, if there is one, die."""
     if isinstance(moment, int):
-        vae_runtime.open = lambda *a: Limited(*a, moment, die)
+        vae_checkpoint.open = lambda *a: Limited(*a, moment, die)
     elif moment == "before fsync":
         os.fsync = lambda _: die()
     elif moment == "before rename":
@@ -411,7 +411,7 @@ def test_20_kills_at_random_moments_lose_the_running_epoch_only(tmp_path):
     assert process.exitcode == 0
     duration = torch.load(reference, weights_only=True)["history"]["seconds"].mean().item()
 
-    rng, told, kept, lost, kills = random.Random(0), 0, 0, 0, 0
+    rng, finished_epochs, saved, lost, kills = random.Random(0), 0, 0, 0, 0
     in_the_write = [rng.randrange(reference.stat().st_size // 2) for _ in range(7)]
     moments = [*in_the_write, "before fsync", "before rename", "after rename", *[None] * 10]
     rng.shuffle(moments)
@@ -423,14 +423,14 @@ def test_20_kills_at_random_moments_lose_the_running_epoch_only(tmp_path):
         process.join()
         assert process.exitcode == -signal.SIGKILL
         kills += 1
-        told = max(told, finished(pipe))
-        before, kept = kept, 0
+        finished_epochs = max(finished_epochs, finished(pipe))
+        before, saved = saved, 0
         if path.exists():  # whole, whatever was going on
-            kept = len(torch.load(path, weights_only=True)["history"]["seconds"])
-        lost += max(0, max(told, before) - kept)
-        assert kept <= max(told, before) + 1
+            saved = len(torch.load(path, weights_only=True)["history"]["seconds"])
+        lost += max(0, max(finished_epochs, before) - saved)
+        assert saved <= max(finished_epochs, before) + 1
     assert lost == 0
-    assert 3 <= kept < KILLED["epochs"]
+    assert 3 <= saved < KILLED["epochs"]
     process, _ = start(path)
     process.join()
     assert process.exitcode == 0
@@ -438,5 +438,5 @@ def test_20_kills_at_random_moments_lose_the_running_epoch_only(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["checkpoint.pt", "reference.pt"]
     figures["SIGKILL"] = (
         f"{kills} kills, {kills - moments.count(None)} of them during the write, {lost} finished "
-        f"epochs lost; the run then went on from epoch {kept}, to the same bits"
+        f"epochs lost; the run then went on from epoch {saved}, to the same bits"
     )
