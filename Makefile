@@ -49,6 +49,7 @@ publish: .venv/installed-dev
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/training_speed.py
+	$(BIN)/python benchmarks/time_to_quality.py
 	$(BIN)/python benchmarks/likelihood.py
 	$(BIN)/python benchmarks/convergence.py
 

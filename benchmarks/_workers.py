@@ -41,9 +41,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 _start = time.perf_counter()
 import vae_data as data  # noqa: E402
 import vae_helpers as lab  # noqa: E402
+from vae_steps import SCHEDULES  # noqa: E402
 
 LAB_SECONDS = time.perf_counter() - _start
 
+import numpy as np  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.optim.optimizer import register_optimizer_step_post_hook  # noqa: E402
@@ -52,10 +54,15 @@ from torch.utils.data import DataLoader, Subset, TensorDataset  # noqa: E402
 LATENTS, LEARNING_RATE = 20, 1e-3
 
 
-def images(points: int | None = None) -> tuple[Tensor, Tensor]:
-    """MNIST as flat uint8 tensors, the training set cut or repeated to ``points``."""
+def images(points: int | None = None, held_out: int = 0) -> tuple[Tensor, Tensor]:
+    """MNIST as flat uint8 tensors, the training set cut or repeated to ``points``.
+
+    With ``held_out`` the last so many training images stand in for the test set.
+    """
     mnist = data.load_images("mnist")
     train, test = mnist.train.images.flatten(1), mnist.test.images.flatten(1)
+    if held_out:
+        train, test = train[:-held_out], train[-held_out:]
     if points and points <= len(train):
         return train[:points].clone(), test
     if points:
@@ -88,6 +95,13 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
+def share_of_rate(settings: dict[str, Any]) -> Callable[[int], float]:
+    """Number of the step, from 0 → its share of the peak rate, as ``fit`` has it."""
+    total = settings["epochs"] * -(-(settings["points"] or 60_000) // settings["batch"])
+    shares = SCHEDULES[settings["schedule"]](np.arange(total) / total).tolist()
+    return lambda step: shares[min(step, total - 1)]
+
+
 # ------------------------------------------------------------------------------- contestants
 
 View = Callable[[Tensor], tuple[Tensor, Tensor]]  # x → mean and standard deviation of q(z|x)
@@ -107,6 +121,8 @@ class Turns:
     def start(self, posterior: View | None, logits: Callable[[Tensor], Tensor] | None) -> None:
         """Say what the weights stand for (None: a floor, which has none), and wait."""
         self.posterior, self.logits = posterior, logits
+        # The first optimizer of a process imports seconds' worth of torch, whoever makes it.
+        torch.optim.Adam([torch.zeros(1, requires_grad=True)])
         gpu = torch.cuda.get_device_name() if self.device == "cuda" else None
         self._tell({"threads": torch.get_num_threads(), "gpu": gpu})
 
@@ -150,7 +166,7 @@ def halves(encoder: nn.Module, positive: Callable[[Tensor], Tensor]) -> View:
 
 def ours(settings: dict[str, Any], turns: Turns) -> None:
     """``fit`` itself; a test set of two points, because evaluation is measured for itself."""
-    train, test = images(settings["points"])
+    train, test = images(settings["points"], settings.get("held_out", 0))
     model = lab_model().to(settings["device"])
     encoder = model.encoder
 
@@ -163,10 +179,11 @@ def ours(settings: dict[str, Any], turns: Turns) -> None:
         options = {"fallback_random": True, "triton.cudagraphs": settings["device"] == "cuda"}
         model.compile(options=options)
     turns.start(_in_float32(model, view), _in_float32(model, lambda z: model.decoder.net(z)))
+    own = {"batch_size": settings["batch"], "lr": LEARNING_RATE, "schedule": "constant"}
     lab.fit(
-        model, train, test[:2], epochs=settings["epochs"], batch_size=settings["batch"],
-        lr=LEARNING_RATE, schedule="constant", transform=data.binarize, progress=turns.done,
-        precision=settings["precision"], device=settings["device"],
+        model, train, test[:2], epochs=settings["epochs"], transform=data.binarize,
+        progress=turns.done, precision=settings["precision"], device=settings["device"],
+        **settings.get("fit", own),
     )  # fmt: skip
 
 
@@ -211,7 +228,11 @@ def textbook(settings: dict[str, Any], turns: Turns) -> None:
     data = datasets.MNIST(folder, train=True, transform=transforms.ToTensor())
     loader = DataLoader(_first(data, settings), batch_size=settings["batch"], shuffle=True)
     encoder, decoder = (net.to(device) for net in networks())
-    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], LEARNING_RATE)
+    weights = [*encoder.parameters(), *decoder.parameters()]
+    optimizer = torch.optim.Adam(weights, settings.get("lr", LEARNING_RATE))
+    scheduler = None
+    if "schedule" in settings:
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share_of_rate(settings))
     turns.start(halves(encoder, lambda log_variance: torch.exp(0.5 * log_variance)), decoder)
     for _ in range(settings["epochs"]):
         total = 0.0
@@ -227,6 +248,8 @@ def textbook(settings: dict[str, Any], turns: Turns) -> None:
             loss.backward()
             total += loss.item()
             optimizer.step()
+            if scheduler:
+                scheduler.step()
         turns.done()
 
 
@@ -234,16 +257,10 @@ def _first(data: Any, settings: dict[str, Any]) -> Any:
     return Subset(data, range(settings["points"])) if settings["points"] else data
 
 
-def pythae(settings: dict[str, Any], turns: Turns) -> None:
-    """Pythae's own model, dataset and trainer, with the common network in its base classes."""
-    from pythae.data.datasets import BaseDataset
-    from pythae.models import VAE, VAEConfig
+def _for_pythae(encoder: nn.Module, decoder: nn.Module) -> tuple[Any, Any]:
+    """The common network in pythae's base classes."""
     from pythae.models.base.base_utils import ModelOutput
     from pythae.models.nn import BaseDecoder, BaseEncoder
-    from pythae.trainers import BaseTrainer, BaseTrainerConfig
-    from pythae.trainers.training_callbacks import TrainingCallback
-
-    encoder, decoder = networks()
 
     class Encoder(BaseEncoder):
         def __init__(self) -> None:
@@ -262,6 +279,17 @@ def pythae(settings: dict[str, Any], turns: Turns) -> None:
         def forward(self, z: Tensor) -> ModelOutput:
             return ModelOutput(reconstruction=torch.sigmoid(self.net(z)))
 
+    return Encoder(), Decoder()
+
+
+def pythae(settings: dict[str, Any], turns: Turns) -> None:
+    """Pythae's own model, dataset and trainer, with the common network."""
+    from pythae.data.datasets import BaseDataset
+    from pythae.models import VAE, VAEConfig
+    from pythae.trainers import BaseTrainer, BaseTrainerConfig
+    from pythae.trainers.training_callbacks import TrainingCallback
+
+    encoder, decoder = networks()
     grey = images(settings["points"])[0].float() / 255
     data = BaseDataset(torch.bernoulli(grey), torch.zeros(len(grey)))
 
@@ -273,15 +301,25 @@ def pythae(settings: dict[str, Any], turns: Turns) -> None:
         def on_epoch_end(self, *_: Any, **__: Any) -> None:
             turns.done()
 
+    class Schedule(TrainingCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            share = share_of_rate(settings)
+            self.scheduler = torch.optim.lr_scheduler.LambdaLR(trainer.optimizer, share)
+
+        def on_train_step_end(self, *_: Any, **__: Any) -> None:
+            self.scheduler.step()
+
     config = VAEConfig(input_dim=(grey.shape[1],), latent_dim=LATENTS, reconstruction_loss="bce")
     with tempfile.TemporaryDirectory() as scratch:
         training = BaseTrainerConfig(
-            output_dir=scratch, num_epochs=settings["epochs"], learning_rate=LEARNING_RATE,
+            output_dir=scratch, num_epochs=settings["epochs"],
+            learning_rate=settings.get("lr", LEARNING_RATE),
             per_device_train_batch_size=settings["batch"], no_cuda=settings["device"] != "cuda",
         )  # fmt: skip
         trainer = BaseTrainer(
-            VAE(config, Encoder(), Decoder()), data, training_config=training, callbacks=[Epoch()]
-        )
+            VAE(config, *_for_pythae(encoder, decoder)), data, training_config=training,
+            callbacks=[Epoch(), *([Schedule()] if "schedule" in settings else [])],
+        )  # fmt: skip
         turns.start(halves(encoder, lambda log_variance: torch.exp(0.5 * log_variance)), decoder)
         trainer.train()
 
@@ -313,7 +351,12 @@ def pyro(settings: dict[str, Any], turns: Turns) -> None:
             mean, log_scale = encoder(x).chunk(2, dim=1)
             p.sample("z", pd.Normal(mean, log_scale.exp()).to_event(1))
 
-    svi = SVI(model, guide, p.optim.Adam({"lr": LEARNING_RATE}), TraceMeanField_ELBO())
+    rate = {"lr": settings.get("lr", LEARNING_RATE)}
+    optimizer = p.optim.Adam(rate)
+    if "schedule" in settings:
+        asked = {"optimizer": torch.optim.Adam, "optim_args": rate}
+        optimizer = p.optim.LambdaLR({**asked, "lr_lambda": share_of_rate(settings)})
+    svi = SVI(model, guide, optimizer, TraceMeanField_ELBO())
     grey = images(settings["points"])[0].float() / 255
     loader = DataLoader(TensorDataset(grey), batch_size=settings["batch"], shuffle=True)
 
@@ -328,6 +371,8 @@ def pyro(settings: dict[str, Any], turns: Turns) -> None:
         total = 0.0
         for x in batches():
             total += svi.step(torch.bernoulli(x.to(device)))
+            if "schedule" in settings:
+                optimizer.step()
         turns.done()
 
 
@@ -506,7 +551,8 @@ def main() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     task: Callable[..., Any] = globals()[name]
     if name in ("ours", "textbook", "pythae", "pyro", "floor"):
-        task(settings, Turns(settings["device"], images(1)[1], reply))
+        test = images(1, settings.get("held_out", 0))[1]
+        task(settings, Turns(settings["device"], test, reply))
     elif name == "growth":  # evaluates nothing, and measures its memory
         task(settings, Turns(settings["device"], torch.empty(0, 784), reply))
     else:

@@ -5,8 +5,9 @@
     python benchmarks/convergence.py --report           # table and figure of what is there
 
 A fit that is finished is kept in convergence.json and not repeated; so an interrupted benchmark
-goes on where it was. Runs that fits share, and unfinished ones, are kept in build/convergence;
-delete both to measure anew. convergence.md tells the protocol.
+goes on where it was. Runs that fits share, and unfinished ones, are kept in build/convergence, and
+the runs with other peak rates in convergence_rates.json; delete all three to measure anew.
+convergence.md tells the protocol.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -228,7 +229,7 @@ CONFIGURATIONS = {
     ),
     "walks": Configuration(lambda: drawn(walks, 1000), residual, seeds=BOTH),
     "few walks": Configuration(
-        lambda: drawn(walks, 100), residual, batch_size=10, epochs=(16, 64, 256)
+        lambda: drawn(walks, 100), residual, batch_size=10, epochs=(16, 64, 256), seeds=BOTH
     ),
     "friedman": Configuration(lambda: drawn(friedman, 1000), plain(6, [24], 3)),
     "factors": Configuration(lambda: drawn(factors, 1000), plain(15, [32], 3), seeds=BOTH),
@@ -236,7 +237,8 @@ CONFIGURATIONS = {
         lambda: drawn(factors, 1000), plain(15, [], 3), epochs=(16, 64, 256)
     ),
     "few factors": Configuration(
-        lambda: drawn(factors, 60), plain(15, [32], 3), batch_size=10, epochs=(16, 64, 256)
+        lambda: drawn(factors, 60), plain(15, [32], 3), batch_size=10, epochs=(16, 64, 256),
+        seeds=BOTH,
     ),
     "cancer": Configuration(
         lambda: cut(datasets.load_breast_cancer().data, 300), plain(30, [48], 6), batch_size=30,
@@ -250,13 +252,15 @@ CONFIGURATIONS = {
         lambda: cut(datasets.load_diabetes().data, 240), plain(10, [32], 4), batch_size=30,
         epochs=(4, 32, 128),
     ),
-    "bars": Configuration(lambda: drawn(bars, 1000), plain(16, [24], 6, Bernoulli)),
+    "bars": Configuration(
+        lambda: drawn(bars, 1000), plain(16, [24], 6, Bernoulli), seeds=BOTH
+    ),
     "survey": Configuration(
         lambda: drawn(survey, 1000), plain(30, [24], 3, Bernoulli), seeds=BOTH
     ),
     "few answers": Configuration(
         lambda: drawn(survey, 100), plain(30, [24], 3, Bernoulli), batch_size=10,
-        epochs=(16, 64, 256),
+        epochs=(16, 64, 256), seeds=BOTH,
     ),
     "digits, grey": Configuration(
         lambda: images("digits"), plain(DIGITS, [96], 8), dequantize, epochs=(4, 16, 64)
@@ -268,7 +272,8 @@ CONFIGURATIONS = {
         lambda: images("digits"), convolutional, dequantize, epochs=(4, 16, 64)
     ),
     "digits, binary": Configuration(
-        lambda: images("digits"), plain(DIGITS, [96], 8, Bernoulli), binarize, epochs=(4, 16, 64)
+        lambda: images("digits"), plain(DIGITS, [96], 8, Bernoulli), binarize, epochs=(4, 16, 64),
+        seeds=BOTH,
     ),
     "few digits, binary": Configuration(
         lambda: images("digits", 200), plain(DIGITS, [96], 8, Bernoulli), binarize, batch_size=20,
@@ -290,12 +295,14 @@ CONFIGURATIONS = {
     "MNIST, binary": Configuration(
         lambda: images("mnist"), plain(MNIST, [64], 6, Bernoulli), binarize, 500, epochs=(4,)
     ),
-    "README": Configuration(readme, plain(8, [32], 3), None, None, None, epochs=(16, 80)),
+    "README": Configuration(readme, plain(8, [64], 3), None, None, None, epochs=(16, 80)),
     "notebook": Configuration(
         lambda: images("mnist"), notebook, dequantize, 512, None, epochs=(64,), seeds=BOTH,
         long=True,
     ),
 }  # fmt: skip
+# The report's model with other peak rates: neither may gain more than the tolerance.
+RATES = {"half": 2e-3, "the report's": None, "twice": 8e-3}
 
 
 @functools.cache
@@ -323,9 +330,10 @@ def tolerance(asked: Configuration) -> float:
 # -------------------------------------------------------------------------------------- fits
 
 
-def run_of(name: str, seed: int, epochs: int) -> lab.History:
+def run_of(name: str, seed: int, epochs: int, lr: float | None = None) -> lab.History:
     """A run of a configuration, trained once: its history is kept, and what is unfinished too."""
     asked = CONFIGURATIONS[name]
+    asked = asked if lr is None else replace(asked, lr=lr)
     settings = {k: getattr(v, "__name__", str(v)) for k, v in asked.settings().items()}
     words = repr([name, seed, epochs, settings])
     path = RUNS / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}-{epochs}"
@@ -385,6 +393,27 @@ def measure(name: str, seed: int, epochs: int) -> dict[str, Any]:
         "seconds": fit["seconds"] + float(longer.seconds.sum()),
         "bounded": fit["bounded"] + int(longer.bounded.sum()),
     }  # fmt: skip
+
+
+def measure_rates() -> dict[str, dict[str, float]]:
+    """How the report's model ends with each of ``RATES``."""
+    (epochs,) = CONFIGURATIONS["notebook"].epochs
+    runs = {name: run_of("notebook", 0, epochs, lr) for name, lr in RATES.items()}
+    own, unit = runs["the report's"], tolerance(CONFIGURATIONS["notebook"])
+    return {
+        name: {"lr": run.settings["lr"], "epochs": len(run), "tolerance": unit,
+               "train": run.train_mean[-1],
+               "test": run.test_mean[-1], "gained": own.test_mean[-1] - run.test_mean[-1],
+               "gained_se": paired_error(own, run)}
+        for name, run in runs.items()
+    }  # fmt: skip
+
+
+def paired_error(one: lab.History, other: lab.History) -> float:
+    """Standard error of the difference of two runs' ends, each test point with itself."""
+    assert np.array_equal(one.test_index, other.test_index)
+    falls = one.test[-1].astype(np.float64) - other.test[-1]
+    return float(falls.std(ddof=1) / np.sqrt(one.test_points))
 
 
 def is_right(fit: dict[str, Any]) -> bool | None:
@@ -542,6 +571,28 @@ def unmeasured(results: dict[str, dict[str, Any]]) -> str:
     return f"Not measured yet: {len(missing)} fits ({', '.join(dict.fromkeys(missing))}).\n\n"
 
 
+def rates() -> str:
+    """The section on the peak rate; "" if it was not measured."""
+    path = HERE / "convergence_rates.json"
+    if not path.exists():
+        return ""
+    found = json.loads(path.read_text())
+    epochs, unit = (found["half"][key] for key in ("epochs", "tolerance"))
+    rows = [
+        [f"{run['lr']:g}, {name}", nats(run["train"], unit), nats(run["test"], unit),
+         f"{nats(run['gained'], unit)} ± {nats(1.96 * run['gained_se'], unit)}" if run["gained"]
+         else "–"]
+        for name, run in found.items()
+    ]  # fmt: skip
+    return f"""## The peak rate of the report's model
+
+Its run of {epochs} epochs with other peak rates, seed 0. Neither may gain more than the tolerance,
+{nats(unit, unit)} nats.
+
+{table(["peak rate", "train −ELBO", "test −ELBO", "gained"], rows)}
+"""
+
+
 def report(results: dict[str, dict[str, Any]]) -> None:
     """Write the tables, and draw the figure."""
     fits = list(results.values())
@@ -581,7 +632,7 @@ somewhat fewer may be right.
 A seed sets the first weights, the order and the noise. ± and intervals: 95 % over test points, the
 forecast's 80 %.
 
-## Fits
+{rates()}## Fits
 
 {unmeasured(results)}Nats per data point; “points” are training + test.
 
@@ -609,6 +660,9 @@ def main() -> None:
             # Read again: another process may have measured another configuration meanwhile.
             results = json.dumps(read() | {key_of(name, seed, epochs): fit}, indent=1)
             (HERE / "convergence.json").write_text(results + "\n")
+    rates_file = HERE / "convergence_rates.json"
+    if "notebook" in (asked.only or ()) and not asked.report and not rates_file.exists():
+        rates_file.write_text(json.dumps(measure_rates(), indent=1) + "\n")
     report(read())
 
 

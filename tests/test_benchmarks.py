@@ -1,6 +1,7 @@
 """The benchmarks run, and their committed tables say what their numbers say."""
 
 import importlib
+import inspect
 import itertools
 import json
 import re
@@ -9,11 +10,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import vae_data
-from tools import history_of
+import vae_helpers
+from tools import history_of, tiny_vae
+from vae_steps import default_batch_size
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -52,6 +56,7 @@ def verdicts(monkeypatch, tmp_path):
 
 def test_the_table_of_verdicts_is_what_the_numbers_give(monkeypatch, tmp_path):
     verdicts = benchmark("convergence", monkeypatch, tmp_path)
+    shutil.copy(BENCHMARKS / "convergence_rates.json", tmp_path)
     verdicts.report(json.loads((BENCHMARKS / "convergence.json").read_text()))
     committed = (BENCHMARKS / "convergence.md").read_text(encoding="utf-8")
     assert (tmp_path / "convergence.md").read_text(encoding="utf-8") == committed
@@ -94,6 +99,29 @@ def test_the_benchmark_of_verdicts_goes_on_fit_by_fit(verdicts, monkeypatch, tmp
         assert fit["gained"] == pytest.approx(fit["test"] - fit["test_longer"])
     runs = sorted(path.name for path in (tmp_path / "runs").iterdir())
     assert [name.split("-")[2] for name in runs] == ["1", "2", "32", "4"] * 2
+
+
+def test_the_peak_rate_of_the_report_is_doubled_and_halved(verdicts, monkeypatch, tmp_path):
+    tiny = verdicts.CONFIGURATIONS["tiny"]
+    report = {"tiny": tiny, "notebook": replace(tiny, lr=None)}
+    monkeypatch.setattr(verdicts, "CONFIGURATIONS", report)
+    monkeypatch.setattr(verdicts, "draw", lambda fits: None)
+    monkeypatch.setattr(sys, "argv", ["convergence.py", "--only", "notebook"])
+    verdicts.main()
+    found = json.loads((tmp_path / "convergence_rates.json").read_text())
+    assert [run["lr"] for run in found.values()] == [0.002, 0.004, 0.008]
+    assert len({run["test"] for run in found.values()}) == 3
+    gained = found["the report's"]["test"] - found["twice"]["test"]
+    text = (tmp_path / "convergence.md").read_text(encoding="utf-8")
+    line = next(line for line in text.splitlines() if line.startswith("| 0.008, twice |"))
+    shown = line.split("|")[-2].partition(" ± ")[0]
+    assert float(shown.replace("−", "-")) == pytest.approx(gained, abs=6e-4)
+    monkeypatch.setattr(verdicts, "measure_rates", None)  # what is measured is kept
+    verdicts.main()
+    (tmp_path / "convergence_rates.json").unlink()
+    monkeypatch.setattr(sys, "argv", ["convergence.py", "--only", "notebook", "--report"])
+    verdicts.main()
+    assert "peak rate of the" not in (tmp_path / "convergence.md").read_text(encoding="utf-8")
 
 
 def test_the_second_seed_of_a_long_configuration_is_judged_alone(verdicts, monkeypatch):
@@ -227,7 +255,7 @@ def test_the_numbers_of_readme_are_those_of_the_benchmark(likelihood):
 
 
 def test_the_speed_in_readme_is_that_of_the_benchmark(speed):
-    numbers = re.findall(r"\d+\.\d+", section_of_readme("How fast"))
+    numbers = re.findall(r"\d+\.\d+", section_of_readme("How fast").split("\n\n")[0])
     race = json.loads((BENCHMARKS / "training_speed.json").read_text())["speed"]["contestants"]
     ours = ["ours, bfloat16", "ours, bfloat16, compiled"]
     plain, compiled = (
@@ -238,3 +266,68 @@ def test_the_speed_in_readme_is_that_of_the_benchmark(speed):
     assert numbers == [f"{number:.2f}" for number in expected]
     peers = [name for name, (task, *_) in speed.CONTESTANTS.items() if task in ("pythae", "pyro")]
     assert min(peers, key=lambda name: speed.median(race, name)) == "pythae"
+
+
+# ------------------------------------------------------------------------------ time to quality
+
+
+@pytest.fixture
+def race(monkeypatch, tmp_path):
+    return benchmark("time_to_quality", monkeypatch, tmp_path)
+
+
+def of(elbo, seconds):
+    return {"elbo": elbo, "seconds": seconds}
+
+
+def test_the_times_to_quality_in_readme_are_those_of_the_race(race):
+    (told,) = [p for p in section_of_readme("How fast").split("\n\n") if "waits for" in p]
+    runs = json.loads((BENCHMARKS / "time_to_quality.json").read_text())["runs"]
+    lines = {line[0]: line[1:] for line in race.rows(runs)}
+    ours = [f"ours, {what}" for what in ("defaults", "defaults in float32", "best setting")]
+    cells = [*(lines[name][0] for name in ours), lines[ours[0]][1], lines[ours[2]][1]]
+    ratios = [re.findall(r"\((\S+) ×\)", cell)[0] for cell in cells]
+    goal = f"{runs['textbook loop'][0]['elbo'][-1]:.2f}"
+    assert re.findall(r"\d+\.\d+", told) == [goal, *ratios]
+
+
+def test_the_recipe_of_the_race_is_what_fit_does_by_default(race):
+    given = inspect.signature(vae_helpers.fit).parameters
+    assert race.RECIPE["batch"] == default_batch_size(60_000)
+    assert race.RECIPE["lr"] == given["lr"].default
+    assert race.RECIPE["schedule"] == given["schedule"].default
+
+
+def test_the_rates_of_the_recipe_are_those_of_fit(race):
+    import _workers
+
+    settings = {"epochs": 3, "points": 50, "batch": 8, "schedule": "one-cycle"}
+    share = _workers.share_of_rate(settings)
+    history = vae_helpers.fit(
+        tiny_vae(), torch.randn(50, 6), torch.randn(4, 6), epochs=3, batch_size=8, lr=1e-3,
+        progress=False,
+    )  # fmt: skip
+    by_epoch = np.reshape([1e-3 * share(step) for step in range(21)], (3, 7)).mean(1)
+    assert np.allclose(by_epoch, history.lr)
+
+
+def test_the_time_to_a_goal_is_that_of_the_fastest_run_to_it(race):
+    short, long = of([110, 101], [2, 2]), of([108, 104, 99.5], [1, 1, 1])
+    assert race.until([short, long], 101) == (3, 3, 3)
+    assert race.until([short, long], 108) == (3, 1, 1)
+    assert race.until([short], 101) == (2, 2, 4)
+    assert race.until([short], 100) is None
+
+
+def test_a_line_of_the_race_tells_seconds_and_how_many_times_longer_the_owner_took(race):
+    runs = {name: [of([110, 100 + n], [10, 10 * (n + 1)])] for n, name in enumerate(race.PEERS)}
+    runs["ours"] = [of([105, 101, 100.5], [2, 2, 2])]
+    *_, line = race.rows(runs)
+    assert line == ["ours", "not reached", "4.0 s, 2 of 3 epochs (7.5 ×)",
+                    "4.0 s, 2 of 3 epochs (10.0 ×)"]  # fmt: skip
+
+
+def test_the_table_of_the_race_is_what_the_numbers_give(race, tmp_path):
+    race.report(json.loads((BENCHMARKS / "time_to_quality.json").read_text()))
+    committed = (BENCHMARKS / "time_to_quality.md").read_text(encoding="utf-8")
+    assert (tmp_path / "time_to_quality.md").read_text(encoding="utf-8") == committed
