@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +14,8 @@ from vae_helpers import VAE, looking_at, wide_dtype
 from vae_support import refuse_not_finite
 
 __all__ = ["LatentUnits", "bits_per_dim", "latent_units"]
+
+Nats = TypeVar("Nats", float, np.ndarray, Tensor)
 
 
 class LatentUnits(NamedTuple):
@@ -60,8 +63,8 @@ def latent_units(model: VAE, x: Tensor, batch_size: int = 1000) -> LatentUnits:
     return units
 
 
-def bits_per_dim(nats: float, dims: int, levels: int = 1) -> float:
-    """Negative log-probability in nats per data point → bits per dimension.
+def bits_per_dim(nats: Nats, dims: int, levels: int = 1) -> Nats:
+    """Negative log-probability in nats, a number or ``(N,)`` → bits per dimension, likewise.
 
     For a density on [0, 1] of data dequantised from ``levels`` levels, a level is a bin of width
     1/levels: −log P = −log p + dims · log levels, which is bounded from above by Jensen's

@@ -75,7 +75,7 @@ from vae_runtime import (
     share_buffers,
     whole_number,
 )
-from vae_steps import SCHEDULES, bound_gradient, check_rate, default_batch_size
+from vae_steps import SCHEDULES, bound_gradient, checked_settings, default_batch_size
 from vae_support import (
     checked_log_prob,
     checked_posterior,
@@ -183,7 +183,7 @@ class DecoderGaussian(Conditional):
     begins at 1, right for standardised data.
     """
 
-    fixed_scale: Tensor
+    fixed_scale: Tensor | None
 
     def __init__(self, net: nn.Module, scale: float | Literal["net"] | None = None) -> None:
         super().__init__(net)
@@ -197,7 +197,7 @@ class DecoderGaussian(Conditional):
         return f"scale={self.given_scale!r}"
 
     @property
-    def scale(self) -> Tensor:
+    def scale(self) -> Tensor | None:
         """The σ shared by all data points, ``()``; None with ``scale="net"``."""
         if self.log_scale is None:
             return self.fixed_scale
@@ -213,10 +213,11 @@ class DecoderGaussian(Conditional):
 
     def distribution(self, out: Tensor) -> Distribution:
         """``(B, *event)`` → normal with that event; with "net", ``(B, 2C, ...)`` → ``(C, ...)``."""
-        if self.given_scale == "net":
-            loc, raw_scale = halves(out)
-            return normal(loc, positive(raw_scale))
-        return normal(out, self.scale)
+        scale = self.scale
+        if scale is not None:
+            return normal(out, scale)
+        loc, raw_scale = halves(out)
+        return normal(loc, positive(raw_scale))
 
 
 class DecoderBernoulli(Conditional):
@@ -582,16 +583,10 @@ def fit(
     ``TypeError`` for what is no data set and for integer data without a transform,
     ``FloatingPointError`` for a term that is not finite, ``OSError`` for a full disk and the like.
     """
-    check_rate(lr, schedule)
-    numbers = {
-        "epochs": whole_number("epochs", epochs),
-        "batch_size": None if batch_size is None else whole_number("batch_size", batch_size),
-        "kl_warmup": whole_number("kl_warmup", kl_warmup, least=0),
-        "seed": whole_number("seed", seed, least=0),
-        "keep_points": None if keep_points is None else whole_number("keep_points", keep_points),
-    }
-    others = {"lr": lr, "schedule": schedule, "precision": precision}
-    settings = {**numbers, **others, "transform": describe(transform)}
+    settings = checked_settings(
+        epochs=epochs, batch_size=batch_size, lr=lr, schedule=schedule, kl_warmup=kl_warmup,
+        precision=precision, seed=seed, keep_points=keep_points, transform=describe(transform),
+    )  # fmt: skip
     device, dtype = pick_device(device), wide_dtype(model)
     training = Batches(train, "train", device, dtype, transform, workers)
     held_out = Batches(test, "test", device, dtype, transform, workers)

@@ -1,14 +1,17 @@
-"""How a training step is taken: its learning rate, its batch, and a bound on its gradient."""
+"""How a training step is taken: learning rate, batch, a bound on its gradient; checks of these."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 
-__all__ = ["SCHEDULES", "bound_gradient", "check_rate", "default_batch_size"]
+from vae_runtime import whole_number
+
+__all__ = ["SCHEDULES", "bound_gradient", "checked_settings", "default_batch_size"]
 
 
 def bound_gradient(optimizer: torch.optim.Optimizer) -> None:
@@ -72,9 +75,18 @@ SCHEDULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def check_rate(lr: float, schedule: str) -> None:
-    """Raise ``ValueError`` for a rate that is not positive or a schedule that is not known."""
+def checked_settings(*, lr: float, schedule: str, **others: Any) -> dict[str, Any]:
+    """``fit``'s settings by name, whole numbers as int; the rest is checked where it is used.
+
+    Raises ``ValueError`` for a rate, a schedule or a number that makes no sense.
+    """
     if not 0 < lr < math.inf or schedule not in SCHEDULES:
         raise ValueError(
             f'lr must be positive and schedule "one-cycle" or "constant"; got {lr!r}, {schedule!r}'
         )
+    least = {"epochs": 1, "batch_size": 1, "kl_warmup": 0, "seed": 0, "keep_points": 1}
+    for name, lowest in least.items():
+        left_open = others[name] is None and name in ("batch_size", "keep_points")
+        if not left_open:
+            others[name] = whole_number(name, others[name], lowest)
+    return {"lr": lr, "schedule": schedule, **others}

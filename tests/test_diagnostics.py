@@ -21,6 +21,10 @@ from tools import tiny_vae
 )
 def test_bits_per_dim(nats, dims, levels, bits):
     assert diagnostics.bits_per_dim(nats, dims, levels) == pytest.approx(bits)
+    for several in (np.full(3, nats), torch.full((3,), nats)):
+        found = diagnostics.bits_per_dim(several, dims, levels)
+        assert type(found) is type(several)
+        assert np.allclose(found, bits, atol=1e-5)
 
 
 def test_latent_units_know_which_of_them_vary_with_the_data(linear):

@@ -19,12 +19,13 @@ ROOMS = {
     "vae_pixels": ({"vae_distributions"}, 250),
     "vae_support": (set(), 170),
     "vae_history": (set(), 210),
+    "vae_displays": (set(), 90),
     "vae_runtime": (set(), 170),
     "vae_checkpoint": ({"vae_runtime"}, 170),
     "vae_batches": ({"vae_runtime", "vae_checkpoint"}, 280),
     "vae_data": (set(), 250),
     "vae_networks": (set(), 120),
-    "vae_steps": (set(), 80),
+    "vae_steps": ({"vae_runtime"}, 95),
     "vae_helpers": (
         {
             "vae_distributions",
@@ -39,7 +40,7 @@ ROOMS = {
         900,
     ),
     "vae_diagnostics": ({"vae_helpers", "vae_support"}, 100),
-    "vae_convergence": ({"vae_helpers", "vae_runtime"}, 270),
+    "vae_convergence": ({"vae_helpers", "vae_displays", "vae_runtime"}, 270),
     "vae_canvas": (set(), 220),
     "vae_learning_curve": ({"vae_canvas", "vae_helpers", "vae_convergence"}, 400),
     "vae_figures": (

@@ -180,8 +180,10 @@ def test_headings_have_deep_links_and_are_listed():
     assert "<title>A title</title>" in text and '<html lang="en">' in text
 
 
-def test_long_cells_start_folded():
-    text = page(code("x = 1"), code("x = 1\n" * (export.LONG_CELL + 1)))
+def test_a_cell_that_jupyterlab_folds_starts_folded():
+    hidden = code("x = 2")
+    hidden.metadata["jupyter"] = {"source_hidden": True}
+    text = page(code("x = 1"), hidden)
     assert text.count('<details class="source" open>') == 1
     assert text.count("<details") == 2
 

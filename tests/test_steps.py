@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vae_steps import SCHEDULES, bound_gradient, check_rate, default_batch_size
+from vae_steps import SCHEDULES, bound_gradient, checked_settings, default_batch_size
 
 
 def test_one_cycle_rises_for_a_tenth_and_falls_to_zero_as_a_cosine():
@@ -100,7 +100,29 @@ def test_the_default_batch_grows_with_the_data_set(points, size):
     assert default_batch_size(points) == size
 
 
-@pytest.mark.parametrize(("lr", "schedule"), [(0, "constant"), (math.nan, "constant"), (1, "step")])
-def test_a_rate_that_makes_no_sense_is_refused(lr, schedule):
-    with pytest.raises(ValueError, match="lr must be positive and schedule"):
-        check_rate(lr, schedule)
+SOUND = {
+    "lr": 0.1, "schedule": "one-cycle", "epochs": np.int64(3), "batch_size": None, "kl_warmup": 0,
+    "seed": 0, "keep_points": None, "transform": "none",
+}  # fmt: skip
+
+
+def test_settings_that_make_sense_are_kept():
+    kept = checked_settings(**SOUND)
+    assert kept == SOUND
+    assert type(kept["epochs"]) is int
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        *(({"lr": lr}, "lr must be positive") for lr in (0, math.nan, math.inf)),
+        ({"schedule": "step"}, "lr must be positive and schedule"),
+        *(({name: 0}, f"{name} must be") for name in ("epochs", "batch_size", "keep_points")),
+        *(({name: -1}, f"{name} must be") for name in ("kl_warmup", "seed")),
+        *(({name: None}, f"{name} must be") for name in ("epochs", "kl_warmup", "seed")),
+        ({"epochs": 2.0}, "epochs must be a whole number"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        checked_settings(**SOUND | wrong)

@@ -34,7 +34,7 @@ from nbconvert.filters import Highlight2HTML, strip_ansi
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 
-__all__ = ["LONG_CELL", "NARROW", "Report", "ReportError", "main", "typeset"]
+__all__ = ["NARROW", "Report", "ReportError", "main", "typeset"]
 
 RICHEST_FIRST = (
     "text/html",
@@ -49,7 +49,6 @@ NARROW = "application/vnd.vae-lab.narrow+png"
 NARROW_WIDTH = 360  # CSS pixels, for which such a drawing is made: the column of a telephone
 MIN_WIDTH = 480  # CSS pixels; an image at least that wide fills the column
 CAPTION = "<p><strong>Figure.</strong>"  # how the HTML of a caption begins
-LONG_CELL = 30  # lines; a longer code cell starts folded
 REMOTE = re.compile(r"(?i)(https?:)?//")
 highlight = Highlight2HTML(pygments_lexer="ipython3", extra_formatter_options={"nowrap": True})
 mathml = LatexToMathML(fancy_error=False)
@@ -214,11 +213,8 @@ class Cell:
     kind: str
     html: str = ""
     lines: int = 0
+    folded: bool = False
     outputs: list[Output] = field(default_factory=list)
-
-    @property
-    def folded(self) -> bool:
-        return self.lines > LONG_CELL
 
     @property
     def is_caption(self) -> bool:
@@ -300,7 +296,9 @@ class Report(TemplateExporter):
             return []
         outputs = [self._output(output) for output in cell.outputs]
         source = highlight(cell.source.rstrip()).rstrip()
-        return [Cell(cell.id, name, "code", source, cell.source.rstrip().count("\n") + 1, outputs)]
+        lines = cell.source.rstrip().count("\n") + 1
+        folded = cell.metadata.get("jupyter", {}).get("source_hidden", False)
+        return [Cell(cell.id, name, "code", source, lines, folded, outputs)]
 
     def _markdown(self, source: str) -> str:
         html = MarkdownWithMath(self.prose).render(source)
