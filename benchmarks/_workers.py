@@ -99,7 +99,7 @@ def share_of_rate(settings: dict[str, Any]) -> Callable[[int], float]:
     """Number of the step, from 0 → its share of the peak rate, as ``fit`` has it."""
     total = settings["epochs"] * -(-(settings["points"] or 60_000) // settings["batch"])
     shares = SCHEDULES[settings["schedule"]](np.arange(total) / total).tolist()
-    return lambda step: shares[min(step, total - 1)]
+    return lambda step: shares[min(step, total - 1)]  # a scheduler asks once more, after the end
 
 
 # ------------------------------------------------------------------------------- contestants

@@ -626,8 +626,8 @@ what errors smaller by one per cent gain once σ follows them (7.84 nats on MNIS
 one per cent of what the dimensions cost when each is coded by itself, by its frequencies in the
 training set (2.06 nats on binary MNIST). Most lengths are 4, 16, 64 and 256 epochs. They, the rates
 and the forecast's shares come from earlier runs of the same kinds. What counts as too large a gap
-between test and train was chosen among five rules by 112 of the very fits below: of fresh fits
-somewhat fewer may be right.
+between test and train was chosen among five rules by 112 fits, 110 of which are below: of fresh
+fits somewhat fewer may be right.
 
 A seed sets the first weights, the order and the noise. ± and intervals: 95 % over test points, the
 forecast's 80 %.

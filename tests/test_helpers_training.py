@@ -650,6 +650,8 @@ def test_progress_is_a_bar_or_nothing_or_a_function_of_the_history(capsys, monke
     monkeypatch.delenv("TQDM_DISABLE")
     run(tiny_vae(), points(), progress=True)
     assert "step" in capsys.readouterr().err
+    run(tiny_vae(), points(), progress=lengths.append)  # a function takes the place of the bar
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("no", [False, np.False_, np.bool_(0)])
