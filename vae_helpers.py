@@ -562,9 +562,8 @@ def fit(
     lr, schedule   peak learning rate; "one-cycle" warms up to it and anneals to zero
     kl_warmup      epochs over which β rises from 0 to the model's own; the curve is at β = 1
     device         by default CUDA, then MPS, then CPU; the model stays there
-    precision      "auto" computes the networks of every ``Conditional`` in bfloat16 where the
-                   hardware is fast at it; log-probabilities and KL are float32 always (float64
-                   where the model is)
+    precision      of the networks (``networks_in``): "auto" is bfloat16 where that is fast;
+                   log-probabilities and KL are float32 all the same, or float64 as the model
     seed           of order, noise and transform; the global generators are left as they were
     keep_points    how many points of each split ``History`` keeps, all by default
     workers        processes that load a dataset which is no tensor or array
@@ -593,20 +592,8 @@ def fit(
     settings["batch_size"] = settings["batch_size"] or default_batch_size(len(training))
     run = _Run(model.to(device), training, held_out, settings, checkpoint)
     history = run.resume()
-    bar = run.bar(progress is True, len(history))
-    with networks_in(model, precision), closing(training), closing(held_out), bar:
-        try:
-            if not len(history.test):
-                run.begin(history)
-                run.save(history)
-            while len(history) < epochs:
-                run.add_epoch(history, bar)
-                run.save(history)
-                wish = progress(history) if callable(progress) and not process()[0] else None
-                if agreed(isinstance(wish, (bool, np.bool_)) and not wish):
-                    break
-        except KeyboardInterrupt:
-            print(f"interrupted: the history holds {len(history)} of {epochs} epochs")
+    with networks_in(model, precision), closing(training), closing(held_out):
+        run.complete(history, progress)
     model.eval()
     _warn_about(history, model, run.steps * len(history))
     return history
@@ -667,6 +654,23 @@ class _Run:
         self.steps = len(training.indices(settings["batch_size"], (0,)))
         total = settings["epochs"] * self.steps
         self.rates = settings["lr"] * SCHEDULES[settings["schedule"]](np.arange(total) / total)
+
+    def complete(self, history: History, progress: bool | Callable[[History], Any]) -> None:
+        """Add what the history lacks, until ``progress`` or Ctrl-C ends it."""
+        epochs = self.settings["epochs"]
+        with progress_bar(progress is True, len(self.rates), len(history) * self.steps) as bar:
+            try:
+                if not len(history.test):
+                    self.begin(history)
+                    self.save(history)
+                while len(history) < epochs:
+                    self.add_epoch(history, bar)
+                    self.save(history)
+                    wish = progress(history) if callable(progress) and not process()[0] else None
+                    if agreed(isinstance(wish, (bool, np.bool_)) and not wish):
+                        break
+            except KeyboardInterrupt:
+                print(f"interrupted: the history holds {len(history)} of {epochs} epochs")
 
     def begin(self, history: History) -> None:
         """Let a learned σ begin at the residuals, note the first weights, and evaluate."""
@@ -730,10 +734,6 @@ class _Run:
         """−ELBO of every test point, ``(N_test,)``, in nats."""
         batch = min(_EVALUATION_BATCH, 8 * self.settings["batch_size"])
         return -_evaluate(self.model, self.held_out, batch, self.settings["seed"], where).value
-
-    def bar(self, shown: bool, epochs: int) -> Any:
-        """A progress bar that begins after so many finished epochs."""
-        return progress_bar(shown, len(self.rates), epochs * self.steps)
 
     def save(self, history: History) -> None:
         """Write the checkpoint, if one was asked for."""

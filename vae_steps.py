@@ -1,4 +1,4 @@
-"""How a training step is taken: learning rate, batch, a bound on its gradient; checks of these."""
+"""How a training step is taken: rate, batch, bounded gradient; and which settings make sense."""
 
 from __future__ import annotations
 
