@@ -33,6 +33,10 @@ class LatentUnits(NamedTuple):
         """Which units vary with the data: variance > 0.01 (Burda et al. 2016), ``(D,)``."""
         return self.variance > 0.01
 
+    def __repr__(self) -> str:
+        said = f"{int(self.active.sum())} of {len(self.kl)} latent dimensions are active, "
+        return f"{said}{self.kl.sum():.1f} nats in all; the largest has {self.kl.max():.1f}"
+
 
 def latent_units(model: VAE, x: Tensor, batch_size: int = 1000) -> LatentUnits:
     """Means, activity and KL of the latent dimensions of a Gaussian encoder for x ``(N, ...)``.

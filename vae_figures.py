@@ -21,7 +21,6 @@ from vae_canvas import (
     DOTS,
     GREY,
     TEST_COLOR,
-    TRAIN_COLOR,
     WIDTH,
     LabFigure,
     describe,
@@ -36,13 +35,11 @@ from vae_helpers import looking_at
 from vae_learning_curve import plot_learning_curve
 
 if TYPE_CHECKING:
-    from vae_diagnostics import LatentUnits
     from vae_helpers import VAE
 
 __all__ = [
     "CLASS_COLORS",
     "TEST_COLOR",
-    "TRAIN_COLOR",
     "LabFigure",
     "decoded_plane",
     "new_figure",
@@ -52,7 +49,6 @@ __all__ = [
     "plot_manifold",
     "plot_points",
     "plot_rate_distortion",
-    "plot_units",
     "save_figure",
 ]
 
@@ -140,21 +136,6 @@ def _apart(places: np.ndarray, distance: float) -> np.ndarray:
         far = np.linalg.norm(away, axis=-1, keepdims=True) + 1e-30
         places = places + 0.3 * (np.clip(distance - far, 0, None) * away / far).sum(1)
     return places
-
-
-@styled()
-def plot_units(units: LatentUnits, ax: Axes | None = None) -> LabFigure:
-    """KL per latent dimension, largest first, the active ones in colour."""
-    ax = new_figure(figsize=(WIDTH, 2.8))[1] if ax is None else ax
-    order = units.kl.argsort(descending=True)
-    kl, active = units.kl[order].tolist(), units.active[order].tolist()
-    ax.bar(range(1, len(kl) + 1), kl, color=[TRAIN_COLOR if a else "#BBBBBB" for a in active])
-    ax.set(xlabel="latent dimension, sorted", ylabel="KL (nats)", xlim=(0.3, len(kl) + 0.7))
-    set_ticks(ax.xaxis, 10, integer=True)
-    set_ticks(ax.yaxis, 5)
-    said = f"{sum(active)} of {len(kl)} latent dimensions are active"
-    ax.set_title(f"{said}, {number(sum(kl), 1)} nats in all")
-    return describe(ax, f"{ax.get_title(loc='left')}; the largest has {number(kl[0], 1)}.")
 
 
 @styled()

@@ -38,6 +38,14 @@ def test_latent_units_know_which_of_them_vary_with_the_data(linear):
     assert units.active.tolist() == [True, True]
 
 
+def test_latent_units_are_told_in_a_line():
+    variance, kl = torch.tensor([0.5, 0.0, 0.02]), torch.tensor([1, 0, 2.04])
+    units = diagnostics.LatentUnits(torch.zeros(9, 3), variance, kl)
+    assert repr(units) == (
+        "2 of 3 latent dimensions are active, 3.0 nats in all; the largest has 2.0"
+    )
+
+
 def test_latent_units_warn_of_posterior_collapse():
     vae = tiny_vae(latents=3)
     with torch.no_grad():

@@ -12,8 +12,7 @@ from torch import nn
 
 import vae_figures
 from tools import generator_states, tiny_vae
-from vae_canvas import CLASS_COLORS, GREY, TRAIN_COLOR, WIDTH
-from vae_diagnostics import LatentUnits
+from vae_canvas import CLASS_COLORS, GREY, WIDTH
 from vae_figures import (
     decoded_plane,
     new_figure,
@@ -23,14 +22,12 @@ from vae_figures import (
     plot_manifold,
     plot_points,
     plot_rate_distortion,
-    plot_units,
     save_figure,
 )
 
 mpl.use("Agg")
 
 IMAGES = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-UNITS = LatentUnits(torch.zeros(9, 3), torch.tensor([0.5, 0.0, 0.02]), torch.tensor([1, 0, 2.0]))
 PLANE = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
 MODEL = tiny_vae((1, 8, 8))
 RATES = {1.0: (20.0, 70.0), 0.1: (60.0, 50.0), 10.0: (3.0, 150.0)}
@@ -43,7 +40,6 @@ FIGURES = {
     "colour": lambda: plot_images({"a": IMAGES.expand(-1, 3, -1, -1)}),
     "points": lambda: plot_points({"data": PLANE, "samples": PLANE[:9] + 1}),
     "latents": lambda: plot_latents(PLANE, torch.arange(50) % 12),
-    "units": lambda: plot_units(UNITS),
     "manifold": lambda: plot_manifold(MODEL, side=5),
     "rate–distortion": lambda: plot_rate_distortion(RATES),
 }
@@ -96,11 +92,11 @@ def test_a_figure_is_as_wide_as_the_page_legible_whole_and_described(name):
         assert ax.get_legend() is None
 
 
-@pytest.mark.parametrize("name", ["latents", "units", "manifold", "rate–distortion"])
+@pytest.mark.parametrize("name", ["latents", "manifold", "rate–distortion"])
 def test_axes_that_are_given_are_drawn_on(name):
     figure, (left, right) = new_figure(1, 2)
     plot = {"latents": (plot_latents, (PLANE, torch.arange(50) % 3)),
-            "units": (plot_units, (UNITS,)), "manifold": (plot_manifold, (MODEL,)),
+            "manifold": (plot_manifold, (MODEL,)),
             "rate–distortion": (plot_rate_distortion, (RATES,))}[name]  # fmt: skip
     assert "ax" in inspect.signature(plot[0]).parameters
     assert plot[0](*plot[1], ax=right) is figure
@@ -258,20 +254,7 @@ def test_to_look_at_the_plane_changes_nothing():
     assert vae.decoder.modes == [False] and vae.decoder.training
 
 
-# ------------------------------------------------------------------------ units, rate–distortion
-
-
-def test_units_are_sorted_counted_and_coloured_by_whether_they_are_active():
-    ax = plot_units(UNITS).axes[0]
-    assert [bar.get_height() for bar in ax.patches] == [2.0, 1.0, 0.0]
-    colors = [mpl.colors.to_hex(bar.get_facecolor()).upper() for bar in ax.patches]
-    assert colors == [TRAIN_COLOR, TRAIN_COLOR, "#BBBBBB"]
-    # A unit may carry much and still be inactive: the colours follow the units, not the bars.
-    units = LatentUnits(torch.zeros(9, 2), torch.tensor([0.0, 1.0]), torch.tensor([3.0, 1.0]))
-    bars = plot_units(units).axes[0].patches
-    assert mpl.colors.to_hex(bars[0].get_facecolor()) == "#bbbbbb"
-    assert ax.get_title("left") == "2 of 3 latent dimensions are active, 3.0 nats in all"
-    assert "image" not in ax.get_ylabel()
+# ------------------------------------------------------------------------------- rate–distortion
 
 
 POINTS = {
