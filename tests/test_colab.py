@@ -160,7 +160,10 @@ def test_where_nothing_is_published_colab_asks_for_an_upload_once(empty, server,
     address = f"{server[1]}/nowhere.zip"
     done = first_cell(empty, address, site)
     assert done.returncode == 0, done.stderr
-    assert "it asks for that archive, or for its `vae_*.py` and `explorer.html`" in SOURCES["setup"]
+    assert (
+        "it asks for the archive named in `RELEASE`, or for its `vae_*.py` and `explorer.html`"
+        in SOURCES["setup"]
+    )
     assert done.stdout.count("UPLOADED") == 1
     assert contents(empty) == FILES | files
 
