@@ -30,17 +30,14 @@ class Source:
 class Averages:
     """A table of averages over data points, each ± its standard error.
 
-    ``of`` is the title of the first column, the names of the rows. Each row gives its numbers by
-    column: a value per data point, ``(N,)``, or one number, which has no standard error. Raises
+    ``values`` gives each row by name: a value per data point, ``(N,)``, or one number, which has
+    no standard error. ``of`` is the title of the names, ``unit`` that of the numbers. Raises
     ``ValueError`` for another shape, for no values, and for values that are no finite numbers.
     """
 
-    def __init__(self, of: str, rows: Mapping[str, Mapping[str, Any]], digits: int = 2) -> None:
-        self.head = [of, *dict.fromkeys(column for row in rows.values() for column in row)]
-        self.cells = [
-            [name, *(_average(row[c], digits) if c in row else "" for c in self.head[1:])]
-            for name, row in rows.items()
-        ]
+    def __init__(self, of: str, unit: str, values: Mapping[str, Any], digits: int = 2) -> None:
+        self.head = [of, unit]
+        self.cells = [[name, _average(each, digits)] for name, each in values.items()]
 
     def __repr__(self) -> str:  # numbers in ASCII, which every console can show
         table = [[cell.replace("±", "+/-").replace("−", "-") for cell in row]

@@ -562,21 +562,18 @@ def fit(
     lr, schedule   peak learning rate; "one-cycle" warms up to it and anneals to zero
     kl_warmup      epochs over which β rises from 0 to the model's own; the curve is at β = 1
     device         by default CUDA, then MPS, then CPU; the model stays there
-    precision      of the networks (``networks_in``): "auto" is bfloat16 where that is fast;
-                   log-probabilities and KL are float32 all the same, or float64 as the model
+    precision      of the networks alone (``networks_in``): "auto" is bfloat16 where that is fast
     seed           of order, noise and transform; the global generators are left as they were
     keep_points    how many points of each split ``History`` keeps, all by default
     workers        processes that load a dataset which is no tensor or array
-    checkpoint     file written before the first epoch and after each, from which the same call
-                   continues, bit for bit; ``keep_points`` bounds its size
-    progress       a bar, or a function that is called with the history after each epoch; where it
-                   returns False, training ends there
+    checkpoint     file written after each epoch; the same call continues from it, bit for bit
+    progress       a bar, or a function of the history, called after each epoch: False ends training
     =============  =========================================================================
 
     A gradient far larger than usual is scaled down (``bound_gradient``), which the history counts.
-    ``model.compile(options={"fallback_random": True})`` beforehand may make steps faster, after
-    seconds of compiling; only rounding differs then. Ctrl-C returns the history so far; the
-    model has then seen a part of the next epoch too. It is left in evaluation mode.
+    ``model.compile(options={"fallback_random": True})`` beforehand may make steps faster; only
+    rounding differs then. Ctrl-C returns the history so far, while the model may be part of an
+    epoch ahead. It is left in evaluation mode.
 
     Raises ``ValueError`` where settings or data make no sense or the checkpoint is of another run,
     ``TypeError`` for what is no data set and for integer data without a transform,

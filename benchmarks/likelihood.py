@@ -164,7 +164,7 @@ def measure(
     vae, history, where = train(name, seed, points)
     family = CANDIDATES[name].family
     device = next(vae.parameters()).device
-    with seeded(0):  # the same binary images for every model and seed
+    with seeded(0):  # the same binary images and noise for every model and seed
         x = FAMILIES[family].transform(looked_at).to(device)
         elbo = lab.evaluate(vae, x)
         found = {
@@ -190,14 +190,31 @@ def criterion(run: dict[str, Any]) -> float:
     return float(run["log_p" if "log_p" in run else "elbo"])
 
 
+def measured(runs: dict[str, dict[str, Any]], key: str, name: str) -> bool:
+    """Whether there is a run under this key that has the settings of the candidate."""
+    return name in CANDIDATES and key in runs and runs[key]["settings"] == settings(name)
+
+
 def chosen(tuning: dict[str, dict[str, Any]]) -> dict[str, str]:
     """The best candidate of each family whose candidates are all measured."""
     found = {}
     for family in FAMILIES:
         names = [name for name, asked in CANDIDATES.items() if asked.family == family]
-        if all(name in tuning and tuning[name]["settings"] == settings(name) for name in names):
+        if all(measured(tuning, name, name) for name in names):
             found[family] = min(names, key=lambda name: criterion(tuning[name]))
     return found
+
+
+def finals(
+    results: dict[str, dict[str, Any]], tuning: dict[str, dict[str, Any]]
+) -> dict[str, list[dict[str, Any]]]:
+    """The runs of each family's winner on all training images, as far as there are any."""
+    found = {
+        family: [run for key, run in results.items()
+                 if key.rpartition("-")[0] == winner and measured(results, key, winner)]
+        for family, winner in chosen(tuning).items()
+    }  # fmt: skip
+    return {family: runs for family, runs in found.items() if runs}
 
 
 # ------------------------------------------------------------------------------------ report
@@ -216,8 +233,6 @@ def goals(by_family: dict[str, list[dict[str, Any]]]) -> list[list[object]]:
     """What was asked and what was measured."""
     rows: list[list[object]] = []
     for family, runs in by_family.items():
-        if not runs:
-            continue
         asked = FAMILIES[family]
         what = "−ELBO, bits per pixel" if family == "levels" else "−log p(x), nats"
         least, aim = asked.goal
@@ -237,13 +252,15 @@ HEAD = ["configuration", "decoder", "seed", "epochs", "batch", "peak rate", "war
 def row(name: str, seed: int | str, run: dict[str, Any]) -> list[object]:
     """A line for a run."""
     asked = run["settings"]
-    ends = {key: [run[key]] if key in run else [] for key in ("elbo", "log_p")}
+    ends = [
+        shown(asked["family"], [run[key]], run[f"{key}_se"]) if key in run else "–"
+        for key in ("elbo", "log_p")
+    ]
     return [
-        name, asked["decoder"], seed, asked["epochs"], asked["batch_size"], f"{asked['lr']:g}",
+        name if measured({name: run}, name, name) else f"{name} (no candidate any more)",
+        asked["decoder"], seed, asked["epochs"], asked["batch_size"], f"{asked['lr']:g}",
         asked["warm_up"], f"{run['seconds']:.0f}", run["machine"]["threads"],
-        shown(asked["family"], [run["train"]]),
-        *(shown(asked["family"], nats, run[f"{key}_se"]) if nats else "–"
-          for key, nats in ends.items()),
+        shown(asked["family"], [run["train"]]), *ends,
     ]  # fmt: skip
 
 
@@ -251,8 +268,9 @@ PROTOCOL = f"""\
 MNIST as published: 60,000 training and 10,000 test images. Validation images, the last
 {VALIDATION:,} of the training set, choose: each candidate trains once on the other 50,000, and the
 lowest validation −log p(x) of its kind wins (for levels, −ELBO). The winners train on all 60,000
-with three seeds, and each run sees the test images once, after its last epoch. Candidates are laid
-out for the limit of time on two quiet cores.
+with three seeds, and each run sees the test images once, after its last epoch. Not all was clean:
+benchmarks/README.md tells what was known of test numbers when the candidates were drawn up.
+Candidates are laid out for the limit of time on two quiet cores.
 
 All train on the ELBO of one sample of z, with β = 1; in a warm-up β rises to 1 over the first
 epochs. The encoders: 784–512, a residual block, {LATENTS} latents. The decoders: one or two
@@ -264,25 +282,15 @@ for each test image and {SAMPLES_TUNING} for each validation image, which is an 
 average, too, and closer. ± in the tables of runs is the standard error over images, which all seeds
 share. The time of training includes a look at 1,000 training images after each epoch. The networks
 compute in the precision that `fit` picks for the machine, in training and in evaluation alike;
-log-probabilities and their sums are float32.
-
-What is no clean choice: the candidates were drawn up after earlier tries, some of which had looked
-at test numbers (benchmarks/README.md lists them). And `plain, 512` had won, and had been looked at
-on the test set once, before the plain candidates with a shorter warm-up were tried. Rows that are
-no candidates any more are kept in both tables of runs: `plain, 512, 4e-3` and `plain, 512, short
-warm-up` take more than four minutes with all images.\
+log-probabilities and their sums are float32.\
 """
 
 
 def report(results: dict[str, dict[str, Any]], tuning: dict[str, dict[str, Any]]) -> None:
     """Write the tables."""
-    winners = chosen(tuning)
-    by_family = {
-        family: [run for key, run in results.items() if key.rpartition("-")[0] == winner]
-        for family, winner in winners.items()
-    }
+    winners = chosen(tuning).values()
     tried = [
-        [("**chosen** " if name in winners.values() else "") + name, *row(name, 0, run)[1:]]
+        [f"**{name}**", *row(name, 0, run)[1:]] if name in winners else row(name, 0, run)
         for name, run in tuning.items()
     ]
     where = {
@@ -298,7 +306,7 @@ Written by likelihood.py; all numbers are its own. Levels are in bits per pixel,
 
 ## Goals
 
-{table(["", "seeds", "measured", "at least", "aim"], goals(by_family))}
+{table(["", "seeds", "measured", "at least", "aim"], goals(finals(results, tuning)))}
 Mean over seeds ± the standard error over seeds.
 
 ## Protocol
@@ -309,6 +317,8 @@ Mean over seeds ± the standard error over seeds.
 
 {table(HEAD, runs)}
 ## What was tried, on validation images
+
+The winners are bold.
 
 {table(HEAD, tried)}
 ## Beside published numbers
@@ -327,12 +337,6 @@ modelled.
 def read(path: Path) -> dict[str, dict[str, Any]]:
     """What has been measured so far."""
     return json.loads(path.read_text()) if path.exists() else {}
-
-
-def missing(path: Path, key: str, name: str) -> bool:
-    """Whether a run is still to be made; one of other settings is not of this candidate."""
-    found = read(path)
-    return key not in found or found[key]["settings"] != settings(name)
 
 
 def keep(path: Path, key: str, run: dict[str, Any]) -> None:
@@ -361,7 +365,7 @@ def main() -> None:
 def tune(families: list[str], points: Tensor) -> None:
     """Measure the candidates that are missing on the validation images."""
     for name, candidate in CANDIDATES.items():
-        if candidate.family in families and missing(TUNING, name, name):
+        if candidate.family in families and not measured(read(TUNING), name, name):
             print(f"candidate {name}", flush=True)
             rest, held_out = points[:-VALIDATION], points[-VALIDATION:]
             keep(TUNING, name, measure(name, 0, rest, held_out, SAMPLES_TUNING))
@@ -369,7 +373,7 @@ def tune(families: list[str], points: Tensor) -> None:
 
 def final(name: str, seed: int, images: data.Images) -> None:
     """Train a winner on all training images, and look at the test images."""
-    if missing(RESULTS, f"{name}-{seed}", name):
+    if not measured(read(RESULTS), f"{name}-{seed}", name):
         print(f"{name}, seed {seed}", flush=True)
         run = measure(name, seed, images.train.images, images.test.images, SAMPLES)
         keep(RESULTS, f"{name}-{seed}", run)

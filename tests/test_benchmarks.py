@@ -155,12 +155,14 @@ def test_a_run_is_found_again_by_another_process(verdicts, monkeypatch):
     assert trained == [1]
 
 
+def likelihood_numbers():
+    """Those that are committed: of the final runs, and of the candidates."""
+    names = ("likelihood", "likelihood_tuning")
+    return [json.loads((BENCHMARKS / f"{name}.json").read_text()) for name in names]
+
+
 def test_the_likelihood_table_is_what_the_numbers_give(likelihood, tmp_path):
-    numbers = [
-        json.loads((BENCHMARKS / f"{name}.json").read_text())
-        for name in ("likelihood", "likelihood_tuning")
-    ]
-    likelihood.report(*numbers)
+    likelihood.report(*likelihood_numbers())
     committed = (BENCHMARKS / "likelihood.md").read_text(encoding="utf-8")
     assert (tmp_path / "likelihood.md").read_text(encoding="utf-8") == committed
 
@@ -236,6 +238,20 @@ def test_validation_images_choose_and_the_test_set_is_looked_at_once(likelihood,
     assert len(looks) == len(tuned) + 9, "finished runs are kept"
 
 
+def test_a_run_of_other_settings_is_neither_chosen_nor_counted(likelihood, monkeypatch):
+    results, tuning = likelihood_numbers()
+    winner = likelihood.chosen(tuning)["plain"]
+    assert len(likelihood.finals(results, tuning)["plain"]) == 3
+    results[f"{winner}-0"]["settings"] = results[f"{winner}-0"]["settings"] | {"lr": 1e-3}
+    assert len(likelihood.finals(results, tuning)["plain"]) == 2
+    tuning[winner]["settings"] = tuning[winner]["settings"] | {"lr": 1e-3}
+    assert "plain" not in likelihood.chosen(tuning), "it has to be measured anew first"
+    likelihood.report(results, tuning)
+    assert f"| {winner} (no candidate any more) |" in (likelihood.HERE / "likelihood.md").read_text(
+        encoding="utf-8"
+    )
+
+
 def test_growth_counts_whole_epochs_and_the_data_are_not_counted_as_memory(speed):
     # Turns of as many images; with the large N the last one ends an epoch, which costs 4 s.
     small = {"seconds": [9.0, 11.0, 11.0, 11.0, 11.0], "memory": [300.0] * 5}
@@ -290,14 +306,7 @@ def section_of_readme(title):
 
 
 def test_the_numbers_of_readme_are_those_of_the_benchmark(likelihood):
-    runs, tuning = (
-        json.loads((BENCHMARKS / f"{name}.json").read_text())
-        for name in ("likelihood", "likelihood_tuning")
-    )
-    families = {
-        family: [run for key, run in runs.items() if key.rpartition("-")[0] == winner]
-        for family, winner in likelihood.chosen(tuning).items()
-    }
+    families = likelihood.finals(*likelihood_numbers())
     assert list(families) == list(likelihood.FAMILIES)
     section = section_of_readme("How good")
     nats, bits = re.findall(r"test images, ± (\S+) nats of −log p\(x\) or (\S+) bits", section)[0]

@@ -160,10 +160,7 @@ def test_where_nothing_is_published_colab_asks_for_an_upload_once(empty, server,
     address = f"{server[1]}/nowhere.zip"
     done = first_cell(empty, address, site)
     assert done.returncode == 0, done.stderr
-    assert (
-        "it asks for the archive named in `RELEASE`, or for its `vae_*.py` and `explorer.html`"
-        in SOURCES["setup"]
-    )
+    assert "asks for an upload: the archive named in `RELEASE`" in SOURCES["setup"]
     assert done.stdout.count("UPLOADED") == 1
     assert contents(empty) == FILES | files
 
@@ -172,7 +169,7 @@ def test_elsewhere_the_error_says_what_to_do(empty):
     address = "http://127.0.0.1:9/lab.zip"  # nobody listens at "discard"
     done = first_cell(empty, address)
     assert done.returncode != 0
-    assert f"unpack {address} and open its notebook" in done.stderr
+    assert "unpack the archive at RELEASE, and open its notebook" in done.stderr
     assert "refused" in done.stderr  # and why it could not do so itself
     assert not contents(empty)
 

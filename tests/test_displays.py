@@ -21,18 +21,21 @@ def test_source_is_that_of_the_module():
 def test_averages_and_their_standard_errors():
     x = np.random.default_rng(0).normal(1234, 5, 400)
     error = x.std(ddof=1) / math.sqrt(400)
-    rows = {"a": {"nats": x, "bits": 0.5}, "−b": {"bits": torch.tensor([-1.0, -3.0])}}
-    shown = Averages("model", rows)
-    assert shown.head == ["model", "nats", "bits"]
-    assert shown.cells == [["a", f"{x.mean():,.2f} ± {error:.2f}", "0.50"],
-                           ["−b", "", "−2.00 ± 1.00"]]  # fmt: skip
+    values = {"a": x, "−b": torch.tensor([-1.0, -3.0]), "c": 0.5}
+    shown = Averages("model", "nats", values)
+    assert shown.head == ["model", "nats"]
+    assert shown.cells == [
+        ["a", f"{x.mean():,.2f} ± {error:.2f}"], ["−b", "−2.00 ± 1.00"], ["c", "0.50"],
+    ]  # fmt: skip
     assert repr(shown).splitlines() == [
-        "model  nats               bits",
-        f"a      {x.mean():,.2f} +/- {error:.2f}  0.50",
-        "-b                        -2.00 +/- 1.00",
+        "model  nats",
+        f"a      {x.mean():,.2f} +/- {error:.2f}",
+        "-b     -2.00 +/- 1.00",
+        "c      0.50",
     ]
     assert shown._repr_html_() == html_table(shown.head, shown.cells)
-    assert Averages("model", rows, digits=0).cells[0][1] == f"{x.mean():,.0f} ± {error:.0f}"
+    digits = Averages("model", "nats", values, digits=0)
+    assert digits.cells[0][1] == f"{x.mean():,.0f} ± {error:.0f}"
 
 
 def test_averages_take_numbers_of_any_kind():
@@ -40,7 +43,7 @@ def test_averages_take_numbers_of_any_kind():
     exact = nats.detach().double().numpy()
     error = exact.std(ddof=1) / math.sqrt(50)
     for values in (nats, nats.detach().to(torch.bfloat16), nats.tolist(), exact.astype("f2")):
-        ((_, cell),) = Averages("model", {"x": {"nats": values}}, digits=1).cells
+        ((_, cell),) = Averages("model", "nats", {"x": values}, digits=1).cells
         mean, spread = (float(part.replace("−", "-")) for part in cell.split(" ± "))
         assert mean == pytest.approx(exact.mean(), abs=0.11)
         assert spread == pytest.approx(error, abs=0.06)
@@ -51,7 +54,7 @@ def test_averages_take_numbers_of_any_kind():
 )
 def test_what_is_no_number_per_data_point_is_refused(values):
     with pytest.raises(ValueError, match=r"one per data point \(N,\)"):
-        Averages("model", {"a": {"nats": values}})
+        Averages("model", "nats", {"a": values})
 
 
 def test_a_table_of_html_shows_texts_as_they_are():
