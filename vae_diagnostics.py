@@ -34,7 +34,7 @@ class LatentUnits(NamedTuple):
         return self.variance > 0.01
 
     def __repr__(self) -> str:
-        said = f"{int(self.active.sum())} of {len(self.kl)} latent dimensions are active, "
+        said = f"{int(self.active.sum())} of {len(self.kl)} latent dimensions are active, KL "
         return f"{said}{self.kl.sum():.1f} nats in all; the largest has {self.kl.max():.1f}"
 
 

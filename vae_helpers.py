@@ -567,13 +567,13 @@ def fit(
     keep_points    how many points of each split ``History`` keeps, all by default
     workers        processes that load a dataset which is no tensor or array
     checkpoint     file written after each epoch; the same call continues from it, bit for bit
-    progress       a bar, or a function of the history, called after each epoch: False ends training
+    progress       a bar, or a function of the history after each epoch: if it says False, fit ends
     =============  =========================================================================
 
     A gradient far larger than usual is scaled down (``bound_gradient``), which the history counts.
     ``model.compile(options={"fallback_random": True})`` beforehand may make steps faster; only
     rounding differs then. Ctrl-C returns the history so far, while the model may be part of an
-    epoch ahead. It is left in evaluation mode.
+    epoch ahead. The model is left in evaluation mode.
 
     Raises ``ValueError`` where settings or data make no sense or the checkpoint is of another run,
     ``TypeError`` for what is no data set and for integer data without a transform,

@@ -299,7 +299,13 @@ def _draw_gap(ax: Axes, history: History, digits: int) -> None:
     settled = gap[len(gap) // 10 :]
     low, high = min(0, settled.min()), max(0, settled.max())
     room = (high - low) or 1.0
-    ax.set_ylim(low - 0.1 * room, high + 0.15 * room)
+    low, high = low - 0.1 * room, high + 0.15 * room
+    ax.set_ylim(low, high)
+    beyond = gap[(gap < low) | (gap > high)]
+    if len(beyond):
+        farthest = beyond[np.abs(beyond).argmax()]
+        arrow = "↓" if farthest < 0 else "↑"
+        ax.set_title(f"at first {number(farthest, max(0, digits - 1))} {arrow}", loc="right", pad=3)
     ax.axhline(0, color=GREY, lw=0.7)
     ax.fill_between(e, 0, gap, color="#000000", alpha=0.1, lw=0)
     ax.plot(e, gap, color=INK, lw=1.6)

@@ -39,8 +39,9 @@ def peak_memory() -> float:
 TORCH_MEMORY = peak_memory()
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 _start = time.perf_counter()
-import vae_data as data  # noqa: E402
 import vae_helpers as lab  # noqa: E402
+from vae_data import binarize, load_images  # noqa: E402
+from vae_networks import mlp  # noqa: E402
 from vae_steps import SCHEDULES  # noqa: E402
 
 LAB_SECONDS = time.perf_counter() - _start
@@ -59,7 +60,7 @@ def images(points: int | None = None, held_out: int = 0) -> tuple[Tensor, Tensor
 
     With ``held_out`` the last so many training images stand in for the test set.
     """
-    mnist = data.load_images("mnist")
+    mnist = load_images("mnist")
     train, test = mnist.train.images.flatten(1), mnist.test.images.flatten(1)
     if held_out:
         train, test = train[:-held_out], train[-held_out:]
@@ -181,7 +182,7 @@ def ours(settings: dict[str, Any], turns: Turns) -> None:
     turns.start(_in_float32(model, view), _in_float32(model, lambda z: model.decoder.net(z)))
     own = {"batch_size": settings["batch"], "lr": LEARNING_RATE, "schedule": "constant"}
     lab.fit(
-        model, train, test[:2], epochs=settings["epochs"], transform=data.binarize,
+        model, train, test[:2], epochs=settings["epochs"], transform=binarize,
         progress=turns.done, precision=settings["precision"], device=settings["device"],
         **settings.get("fit", own),
     )  # fmt: skip
@@ -198,7 +199,7 @@ def growth(settings: dict[str, Any], turns: Turns) -> None:
             turns.done()
             seen = 0
         seen += len(raw)
-        return data.binarize(raw)
+        return binarize(raw)
 
     turns.start(None, None)
     lab.fit(
@@ -427,7 +428,7 @@ def scaling(settings: dict[str, Any]) -> dict[str, Any]:
     history = lab.fit(
         lab_model(settings["hidden"]), train, test[: settings["test"]],
         epochs=settings["epochs"], batch_size=settings["batch"], lr=LEARNING_RATE,
-        schedule="constant", transform=data.binarize, progress=False,
+        schedule="constant", transform=binarize, progress=False,
         precision=settings["precision"], device=settings["device"],
     )  # fmt: skip
     return {
@@ -453,7 +454,7 @@ def overhead(settings: dict[str, Any]) -> dict[str, Any]:
 
     def transform(raw: Tensor) -> Tensor:
         marks.append(("transform", time.perf_counter()))
-        return data.binarize(raw)
+        return binarize(raw)
 
     def fit(transform: Callable[[Tensor], Tensor]) -> float:
         history = lab.fit(
@@ -484,14 +485,14 @@ def overhead(settings: dict[str, Any]) -> dict[str, Any]:
         start = time.perf_counter()
         with lab.networks_in(model, settings["precision"]):
             for raw in ready:
-                elbo = model(data.binarize(raw))
+                elbo = model(binarize(raw))
                 optimizer.zero_grad()
                 (-elbo.value.mean()).backward()
                 optimizer.step()
         synchronize(device)
         return time.perf_counter() - start
 
-    pairs = [(fit(data.binarize), bare()) for _ in range(settings["repeats"])]
+    pairs = [(fit(binarize), bare()) for _ in range(settings["repeats"])]
     return {"gaps": statistics.median(shares), "fit and bare loop": pairs}
 
 
@@ -502,7 +503,7 @@ def evaluation(settings: dict[str, Any]) -> dict[str, Any]:
     def once() -> float:
         start = time.perf_counter()
         lab.evaluate(
-            model, test, transform=data.binarize, precision=settings["precision"],
+            model, test, transform=binarize, precision=settings["precision"],
             device=settings["device"],
         )  # fmt: skip
         return time.perf_counter() - start
@@ -516,11 +517,11 @@ def log_marginal(settings: dict[str, Any]) -> dict[str, Any]:
     device, points, samples = settings["device"], settings["points"], settings["samples"]
     widths = [64, 512, 512, 784]
     model = lab.VAE(
-        lab.EncoderGaussian(lab.mlp(784, [512, 512], 128)),
-        lab.DecoderBernoulli(lab.mlp(64, [512, 512], 784)),
+        lab.EncoderGaussian(mlp(784, [512, 512], 128)),
+        lab.DecoderBernoulli(mlp(64, [512, 512], 784)),
         lab.PriorGaussian(64),
     ).to(device)
-    x = data.binarize(images()[1][:points].to(device))
+    x = binarize(images()[1][:points].to(device))
     weights = [torch.randn(b, a, device=device) for a, b in itertools.pairwise(widths)]
     inputs = [torch.randn(4096, a, device=device) for a in widths[:-1]]
     outputs = [torch.empty(4096, b, device=device) for b in widths[1:]]

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import vae_data
 import vae_helpers as lab
+from vae_networks import mlp
 
 PIXELS, EPOCH, ROUNDS = 784, 100_000, 5
 
@@ -54,8 +55,8 @@ def write(path: Path, points: int, dims: int) -> None:
 def seconds(data: Dataset | torch.Tensor) -> float:
     """Duration of an epoch."""
     model = lab.VAE(
-        lab.EncoderGaussian(lab.mlp(PIXELS, [400], 2 * 20)),
-        lab.DecoderBernoulli(lab.mlp(20, [400], PIXELS)),
+        lab.EncoderGaussian(mlp(PIXELS, [400], 2 * 20)),
+        lab.DecoderBernoulli(mlp(20, [400], PIXELS)),
         lab.PriorGaussian(20),
     )
     test = torch.zeros(10, PIXELS, dtype=torch.uint8)

@@ -247,9 +247,9 @@ def test_a_run_of_other_settings_is_neither_chosen_nor_counted(likelihood, monke
     tuning[winner]["settings"] = tuning[winner]["settings"] | {"lr": 1e-3}
     assert "plain" not in likelihood.chosen(tuning), "it has to be measured anew first"
     likelihood.report(results, tuning)
-    assert f"| {winner} (no candidate any more) |" in (likelihood.HERE / "likelihood.md").read_text(
-        encoding="utf-8"
-    )
+    tables = (likelihood.HERE / "likelihood.md").read_text(encoding="utf-8").split("## ")
+    for table in (part for part in tables if part.startswith(("Runs", "What was tried"))):
+        assert f"| {winner} (no candidate any more) |" in table
 
 
 def test_growth_counts_whole_epochs_and_the_data_are_not_counted_as_memory(speed):
@@ -290,7 +290,7 @@ def test_growth_hands_over_after_as_many_images_for_every_n(speed, monkeypatch, 
 
     digits = torch.zeros(points, 784, dtype=torch.uint8)
     monkeypatch.setattr(_workers, "images", lambda _: (digits, digits))
-    monkeypatch.setattr(vae_data, "binarize", counted)
+    monkeypatch.setattr(_workers, "binarize", counted)
     turns = Turns()
     settings = {"points": points, "turn": 320, "epochs": 20, "batch": 32, "hidden": 8, "test": 2}
     with pytest.raises(SystemExit):
@@ -331,15 +331,13 @@ def test_the_numbers_of_readme_are_those_of_the_benchmark(likelihood):
 def test_the_speed_in_readme_is_that_of_the_benchmark(speed):
     numbers = re.findall(r"\d+\.\d+", section_of_readme("How fast").split("\n\n")[0])
     race = json.loads((BENCHMARKS / "training_speed.json").read_text())["speed"]["contestants"]
+    others = ["textbook loop", "pyro, best case", "pythae"]
     ours = ["ours, bfloat16", "ours, bfloat16, compiled"]
-    plain, compiled = (
-        [speed.ratio(race, other, name) for other in ("textbook loop", "pythae")] for name in ours
-    )
+    plain, compiled = ([speed.ratio(race, other, name) for other in others] for name in ours)
     seconds = [speed.median(race, name) for name in (ours[0], "floor, bfloat16")]
     expected = [seconds[0], *plain, *compiled, seconds[1]]
     assert numbers == [f"{number:.2f}" for number in expected]
-    peers = [name for name, (task, *_) in speed.CONTESTANTS.items() if task in ("pythae", "pyro")]
-    assert min(peers, key=lambda name: speed.median(race, name)) == "pythae"
+    assert speed.median(race, "pyro, best case") < speed.median(race, "pyro, DataLoader")
 
 
 # ------------------------------------------------------------------------------ time to quality

@@ -42,7 +42,7 @@ def test_latent_units_are_told_in_a_line():
     variance, kl = torch.tensor([0.5, 0.0, 0.02]), torch.tensor([1, 0, 2.04])
     units = diagnostics.LatentUnits(torch.zeros(9, 3), variance, kl)
     assert repr(units) == (
-        "2 of 3 latent dimensions are active, 3.0 nats in all; the largest has 2.0"
+        "2 of 3 latent dimensions are active, KL 3.0 nats in all; the largest has 2.0"
     )
 
 

@@ -183,6 +183,23 @@ def too_long(name, source):
                 yield f"{name}.{node.name} has {length} lines, more than {LONGEST_FUNCTION}"
 
 
+def names_that_are_not_there(name, source):
+    """What a script takes of a room, the room has: no test runs all scripts from end to end."""
+    tree, rooms = ast.parse(source), {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            rooms |= {a.asname or a.name: a.name for a in node.names if a.name in ROOMS}
+    taken = [(module, n) for module, names in imported(tree) if module in ROOMS for n in names]
+    taken += [
+        (rooms[node.value.id], node.attr)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and getattr(node.value, "id", None) in rooms
+    ]
+    for module, taken_name in taken:
+        if not hasattr(importlib.import_module(module), taken_name):
+            yield f"{name} takes {taken_name} of {module}, which has none"
+
+
 # ------------------------------------------------------------------------------------ the lab
 
 PRIVATE_NAMES = {name: set(private_names(source)) for name, source in FILES.items()}
@@ -243,6 +260,11 @@ def test_a_function_of_a_script_fits_on_a_screen(name):
     assert not list(too_long(name, FILES[name]))
 
 
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_what_a_script_takes_of_the_lab_is_there(name):
+    assert not list(names_that_are_not_there(name, FILES[name]))
+
+
 @pytest.mark.parametrize("name", ROOMS)
 def test_a_room_has_tests_of_its_own(name):
     assert list(ROOT.glob(f"tests/test_{name.removeprefix('vae_')}*.py"))
@@ -272,6 +294,19 @@ HEAD = '"""A module."""\n\nimport torch\n\n'
 def test_an_arrow_upwards_is_noticed(line):
     assert list(arrows_upwards("vae_helpers", HEAD + line))
     assert not list(arrows_upwards("vae_helpers", HEAD + "from vae_runtime import seeded"))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import vae_helpers as lab\nlab.mlp(2, [], 2)",
+        "def late():\n    import vae_helpers\n    return vae_helpers.mlp",
+        "from vae_helpers import VAE, mlp",
+    ],
+)
+def test_a_name_that_has_moved_is_noticed(line):
+    assert list(names_that_are_not_there("some", HEAD + line))
+    assert not list(names_that_are_not_there("some", HEAD + line.replace("mlp", "VAE")))
 
 
 @pytest.mark.parametrize(

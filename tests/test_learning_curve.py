@@ -236,6 +236,24 @@ def test_the_gap_compares_test_and_train_at_the_same_moment():
     assert low < 0 < gap < high < 2 * gap
 
 
+@pytest.mark.parametrize(
+    ("early", "said"), [(-50.0, "at first −50.0 ↓"), (90.0, "at first 90.0 ↑")]
+)
+def test_a_gap_of_the_first_epochs_beyond_the_axis_is_told(early, said):
+    epochs, late = 40, 60.0  # the late gap may be the larger one
+    history = lab.History({"epochs": epochs}, 2, 2)
+    level = torch.tensor([0.0, 100.0])
+    history.add_test(level)
+    for k in range(1, epochs + 1):  # train is level; test is off in the first two epochs
+        history.add_epoch(level, level + (early if k < 3 else late), 1.0, 1e-3, 0)
+    ax = panels(plot_learning_curve(history))["gap"]
+    assert ax.get_title("right") == said
+    low, high = ax.get_ylim()
+    assert not low <= early <= high
+    later = falling(epochs, noise=1.0, gap=50.0, first=-500.0)
+    assert panels(plot_learning_curve(later))["gap"].get_title("right") == ""
+
+
 def test_the_learning_rates_of_all_runs_are_drawn():
     found = verdict_of()
     lines = panels(plot_learning_curve(found))["rate"].lines
