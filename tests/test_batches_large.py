@@ -119,8 +119,9 @@ def test_a_sample_of_points_keeps_the_history_small_and_the_averages_whole():
 LARGE, WIDTH = 2_000_000, 800  # rows of bytes: a file of 1.6 GB
 LIMIT = 1.5e9
 
-# In a process of its own, whose resident memory is that of this run alone. A transform takes 16
-# numbers of each row to learn from, since it is reading, not learning, that is tested here.
+# In a process of its own, whose memory is that of this run alone. Pages of the mapped file are not
+# counted: the kernel maps as many around a row as it likes, and takes them back. A transform takes
+# 16 numbers of each row to learn from, since it is reading, not learning, that is tested here.
 LARGE_RUN = """
 import json, sys, threading
 import psutil
@@ -132,7 +133,8 @@ peak, over = 0, threading.Event()
 def watch():
     global peak
     while not over.wait(0.02):
-        peak = max(peak, psutil.Process().memory_info().rss)
+        memory = psutil.Process().memory_info()
+        peak = max(peak, memory.rss - getattr(memory, "shared", 0))
 watcher = threading.Thread(target=watch)
 watcher.start()
 data = Mapped(sys.argv[1])
@@ -168,5 +170,5 @@ def test_2_million_points_in_a_file_larger_than_the_limit_of_memory(tmp_path):
     assert answer["test"][1] < answer["test"][0] - 1, "and it learns"
     figures["more data than memory"] = (
         f"{answer['points']:,} points of a file of {size / 1e9:.2f} GB in "
-        f"{answer['seconds']:.0f} s, resident memory at most {answer['peak'] / 1e9:.2f} GB"
+        f"{answer['seconds']:.0f} s, memory of its own at most {answer['peak'] / 1e9:.2f} GB"
     )
