@@ -257,7 +257,7 @@ def row(name: str, seed: int | str, run: dict[str, Any]) -> list[object]:
         for key in ("elbo", "log_p")
     ]
     return [
-        name if measured({name: run}, name, name) else f"{name} (no candidate any more)",
+        name if measured({name: run}, name, name) else f"{name} (no longer a candidate)",
         asked["decoder"], seed, asked["epochs"], asked["batch_size"], f"{asked['lr']:g}",
         asked["warm_up"], f"{run['seconds']:.0f}", run["machine"]["threads"],
         shown(asked["family"], [run["train"]]), *ends,

@@ -249,7 +249,7 @@ def test_a_run_of_other_settings_is_neither_chosen_nor_counted(likelihood, monke
     likelihood.report(results, tuning)
     tables = (likelihood.HERE / "likelihood.md").read_text(encoding="utf-8").split("## ")
     for table in (part for part in tables if part.startswith(("Runs", "What was tried"))):
-        assert f"| {winner} (no candidate any more) |" in table
+        assert f"| {winner} (no longer a candidate) |" in table
 
 
 def test_growth_counts_whole_epochs_and_the_data_are_not_counted_as_memory(speed):
