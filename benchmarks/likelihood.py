@@ -192,7 +192,12 @@ def criterion(run: dict[str, Any]) -> float:
 
 def measured(runs: dict[str, dict[str, Any]], key: str, name: str) -> bool:
     """Whether there is a run under this key that has the settings of the candidate."""
-    return name in CANDIDATES and key in runs and runs[key]["settings"] == settings(name)
+    return key in runs and is_current(runs[key], name)
+
+
+def is_current(run: dict[str, Any], name: str) -> bool:
+    """Whether a run has the settings of the candidate of this name, if there is one."""
+    return name in CANDIDATES and run["settings"] == settings(name)
 
 
 def chosen(tuning: dict[str, dict[str, Any]]) -> dict[str, str]:
@@ -257,7 +262,7 @@ def row(name: str, seed: int | str, run: dict[str, Any]) -> list[object]:
         for key in ("elbo", "log_p")
     ]
     return [
-        name if measured({name: run}, name, name) else f"{name} (no longer a candidate)",
+        name if is_current(run, name) else f"{name} (no longer a candidate)",
         asked["decoder"], seed, asked["epochs"], asked["batch_size"], f"{asked['lr']:g}",
         asked["warm_up"], f"{run['seconds']:.0f}", run["machine"]["threads"],
         shown(asked["family"], [run["train"]]), *ends,

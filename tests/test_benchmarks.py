@@ -49,9 +49,10 @@ def likelihood(monkeypatch, tmp_path):
 @pytest.fixture
 def verdicts(monkeypatch, tmp_path):
     module = benchmark("convergence", monkeypatch, tmp_path)
+    fits = importlib.import_module("_fits")
     monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
-    tiny = module.Configuration(
-        lambda: module.drawn(module.moons, 40, 30), module.plain(2, [4], 2), epochs=(4,)
+    tiny = fits.Configuration(
+        lambda: fits.drawn(fits.moons, 40, 30), fits.plain(2, [4], 2), epochs=(4,)
     )
     monkeypatch.setattr(module, "CONFIGURATIONS", {"tiny": tiny, "twin": replace(tiny, lr=1e-3)})
     return module
