@@ -98,7 +98,7 @@ class Convergence:
             said += f"; train still gained {self._show(self.train_gain)}; the lowest test -ELBO, "
             said += f"after {self.best} epochs, was lower by {self._show(self.rise)}"
         if self.verdict == "converged" and self.train_gain.low > 0:
-            said += f"; the training curve still falls, by {self._show(self.train_gain)}"
+            said += f"; train still gained {self._show(self.train_gain)}"
             if self.memorises:
                 before, gap = (self._number(gap.value) for gap in self.gaps[-2:])
                 said += f", and test - train grew from {before} to {gap}"
@@ -117,7 +117,7 @@ class Convergence:
             length = factor * len(self.histories[-1])
             rows.append([f"{length}, foretold", "", self._show(end), "", ""])
         page = f"<p>{html.escape(repr(self))}</p>{html_table(head, rows)}"
-        return re.sub(r"(?<!\w)-(?=[\dE ])", "−", page)
+        return re.sub(r"(?<!\w)-(?=[\dE ])", "−", page.replace(" %", "\N{NBSP}%"))
 
     def _number(self, nats: float) -> str:  # two digits of the tolerance: finer does not matter
         return f"{nats:,.{max(0, 1 - math.floor(math.log10(self.tolerance)))}f}"
@@ -135,8 +135,8 @@ def convergence(*histories: History, tolerance: float) -> Convergence:
     by 1 %, once its σ follows them.)
 
     ===============  =======================================================================
-    converged        the interval of the last doubling's gain ends below the tolerance, and so does
-                     the rise from the lowest test −ELBO of any epoch to the end
+    converged        the interval of the last doubling's gain ends below the tolerance, and the end
+                     lies no more than that above the lowest test −ELBO of any epoch
     still improving  it reaches the tolerance and lies above 0
     overfitting      it ends below the tolerance, but the longest run ends more than the tolerance
                      above the lowest test −ELBO of any epoch, and train still falls

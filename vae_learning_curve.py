@@ -223,7 +223,7 @@ def _draw_shorter(ax: Axes, histories: Sequence[History], digits: int) -> None:
         ax.plot(np.arange(ends + 1), mean, color=INK, lw=1.3)
         ax.plot(ends, mean[-1], "o", color=INK, mec="white", ms=6, zorder=3)
     # The last two have room for a label, the first of them left of the other's.
-    places = (("center", 0), ("right", 11))
+    places = (("left", -11), ("right", 11))
     for history, (align, shift) in zip(histories[::-1], places, strict=False):
         ax.annotate(
             f"{len(history)} epochs\n{number(history.test_mean[-1], digits)}",

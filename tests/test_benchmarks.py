@@ -80,6 +80,25 @@ def test_a_verdict_is_right_if_eight_times_the_training_agrees(verdicts, verdict
     assert verdicts.is_right(fit) is right
 
 
+def test_what_is_missed_is_bold_and_told_beside_what_a_constant_verdict_reaches(verdicts):
+    def fit(verdict, gained, ends):
+        foretold = {"8": {"low": -ends, "high": ends}}
+        return {"verdict": verdict, "gained": gained, "test_longer": 1.0, "forecast": foretold,
+                "settings": {"tolerance": 1.0}}  # fmt: skip
+
+    good = [fit(verdict, gained, 2.0) for gained in (-1.0, 2.0, 5.0)
+            for verdict in ("converged", "still improving", "overfitting", "cannot tell")
+            if verdicts.is_right({"verdict": verdict, "gained": gained,
+                                  "settings": {"tolerance": 1.0}})]  # fmt: skip
+    table = verdicts.goals(10 * good, [*good, fit("converged", 4.0, 0.4)])
+    assert "| fits | 50 | **6** | ≥ 40 |" in table
+    assert "| verdicts that are right | 100 % of 50 | **83 % of 6** | ≥ 95 % |" in table
+    assert "| right: “converged” | 20 of 20 | **2 of 3** | ≥ 8 |" in table
+    assert "| forecasts within their interval | 100 % of 50 | 83 % of 6 | ≥ 80 % |" in table
+    assert "| median width of it, tolerances | **4.00** | **4.00** | ≤ 1 |" in table
+    assert "of every fit would be right in 60 % of 50 and 67 % of 6." in table
+
+
 def test_a_forecast_holds_if_the_longer_run_ends_within_it(verdicts):
     ends = {"8": {"low": -3.0, "high": -1.0}}
     for end, held in ((-2.0, True), (-3.1, False), (-0.9, False)):

@@ -265,7 +265,7 @@ def test_beside_converged_it_is_said_that_train_still_falls():
     falls = convergence(*runs([60, 52, 51.8], train_ends=[50, 40, 33]), tolerance=1)
     level = convergence(*runs([60, 52, 51.8], train_ends=[50, 40, 40]), tolerance=1)
     assert (falls.verdict, level.verdict) == ("converged", "converged")
-    assert "the training curve still falls, by 7.0" in repr(falls)
+    assert "; train still gained 7.0" in repr(falls)
     assert "still falls" not in repr(level)
 
 
@@ -284,6 +284,7 @@ def test_jupyter_shows_a_table_of_the_runs_and_of_what_is_foretold():
     assert {len(row) for row in rows} == {5}
     assert rows[3][2:4] == ["−72.0", "4.0 (4.0 to 4.0)"]
     assert not re.search(r"-\d|-ELBO| - ", page), "true minus signs"
+    assert "(95\N{NBSP}%)" in page, "a number and its unit stay on one line"
     assert "No, still improving" in page
 
 

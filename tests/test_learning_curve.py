@@ -322,6 +322,16 @@ def test_the_ends_of_the_shorter_runs_are_drawn_and_labelled_in_the_test_panel()
     assert ticks == ["0", "4", "8", "16"]
 
 
+@pytest.mark.parametrize("drawing", [lambda figure: figure, lambda figure: figure.narrow()])
+def test_the_labels_of_the_shorter_runs_keep_apart(drawing):
+    figure = drawing(plot_learning_curve(verdict_of()))
+    figure.canvas.draw()
+    labels = [t for ax in figure.axes for t in ax.texts if " epochs\n" in t.get_text()]
+    first, second = sorted(tuple(label.get_window_extent().extents) for label in labels)
+    letter = labels[0].get_fontsize() * figure.dpi / 72
+    assert first[2] + letter < second[0]
+
+
 # ------------------------------------------------------------------------------ the last epoch
 
 
