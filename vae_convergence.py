@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from vae_displays import html_table
+from vae_displays import html_table, unbroken
 from vae_helpers import VAE, History, fit
 from vae_runtime import progress_bar
 
@@ -117,7 +117,7 @@ class Convergence:
             length = factor * len(self.histories[-1])
             rows.append([f"{length}, foretold", "", self._show(end), "", ""])
         page = f"<p>{html.escape(repr(self))}</p>{html_table(head, rows)}"
-        return re.sub(r"(?<!\w)-(?=[\dE ])", "−", page.replace(" %", "\N{NBSP}%"))
+        return re.sub(r"(?<!\w)-(?=[\dE ])", "−", unbroken(page))
 
     def _number(self, nats: float) -> str:  # two digits of the tolerance: finer does not matter
         return f"{nats:,.{max(0, 1 - math.floor(math.log10(self.tolerance)))}f}"
@@ -136,7 +136,8 @@ def convergence(*histories: History, tolerance: float) -> Convergence:
 
     ===============  =======================================================================
     converged        the interval of the last doubling's gain ends below the tolerance, and the end
-                     lies no more than that above the lowest test −ELBO of any epoch
+                     lies no more than that above the lowest test −ELBO of any epoch: one may stop.
+                     Where the repr adds that test − train grew, more training mostly does harm
     still improving  it reaches the tolerance and lies above 0
     overfitting      it ends below the tolerance, but the longest run ends more than the tolerance
                      above the lowest test −ELBO of any epoch, and train still falls

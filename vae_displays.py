@@ -5,13 +5,14 @@ from __future__ import annotations
 import html
 import inspect
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-__all__ = ["Averages", "Source", "html_table"]
+__all__ = ["Averages", "Source", "html_table", "unbroken"]
 
 
 class Source:
@@ -70,3 +71,8 @@ def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = (f"<td>{'</td><td>'.join(map(html.escape, row))}</td>" for row in rows)
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def unbroken(text: str) -> str:
+    """The text, with no-break spaces in parentheses: an interval stays on one line."""
+    return re.sub(r"\([^()]*\)", lambda found: found[0].replace(" ", "\N{NBSP}"), text)

@@ -567,7 +567,7 @@ def fit(
     keep_points    how many points of each split ``History`` keeps, all by default
     workers        processes that load a dataset which is no tensor or array
     checkpoint     file of the run so far; the same call continues from it, bit for bit
-    progress       a bar, or a function of the history after each epoch; False from it ends fit
+    progress       a bar, or a function of the history after each epoch; False returned ends fit
     =============  =========================================================================
 
     A gradient far larger than usual is scaled down (``bound_gradient``), which the history counts.

@@ -34,6 +34,7 @@ from vae_canvas import (
     styled,
     true_minus,
 )
+from vae_displays import unbroken
 from vae_helpers import History
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def plot_learning_curve(
 def _draw_verdict(figure: Figure, verdict: str, width: int) -> None:
     """The answer in bold, and below it what it rests on."""
     answer, reason = re.split("(?<=^Cannot tell), |: ", verdict, maxsplit=1)
-    lines = ["", *textwrap.wrap(f"{reason[0].upper()}{reason[1:]}", width)]
+    lines = ["", *textwrap.wrap(unbroken(f"{reason[0].upper()}{reason[1:]}"), width)]
     left, top = PAD / figure.get_figwidth(), 1 - PAD / figure.get_figheight()
     figure.suptitle("\n".join(lines), x=left, ha="left", fontsize=10, linespacing=1.4)
     figure.text(left, top, answer, ha="left", va="top", fontsize=12, fontweight="bold")
@@ -222,7 +223,7 @@ def _draw_shorter(ax: Axes, histories: Sequence[History], digits: int) -> None:
         ax.plot(np.arange(ends + 1), mean, color="white", lw=3)
         ax.plot(np.arange(ends + 1), mean, color=INK, lw=1.3)
         ax.plot(ends, mean[-1], "o", color=INK, mec="white", ms=6, zorder=3)
-    # The last two have room for a label, the first of them left of the other's.
+    # The last two have room for a label: each reaches away from the other.
     places = (("left", -11), ("right", 11))
     for history, (align, shift) in zip(histories[::-1], places, strict=False):
         ax.annotate(

@@ -259,7 +259,7 @@ class Configuration:
 
 Bernoulli, Categorical = lab.DecoderBernoulli, lab.DecoderCategorical
 BOTH = (0, 1)
-CONFIGURATIONS = {
+FIRST = {
     "moons": Configuration(lambda: drawn(moons, 1000), plain(2, [32], 2)),
     "rings": Configuration(
         lambda: drawn(rings, 1000), plain(2, [32], 2, scale_from_net, 4)
@@ -353,31 +353,31 @@ CONFIGURATIONS = {
 }  # fmt: skip
 
 
-# Fits that shaped no rule: other kinds of data, and the kinds above with another seed and other
-# lengths. All were drawn up before any of them was judged.
-OTHERS = (8, 32, 128)
-FRESH = {
-    "spirals": Configuration(lambda: drawn(spirals, 1000), plain(2, [32, 32], 2), epochs=OTHERS),
-    "checkers": Configuration(lambda: drawn(checkers, 1000), with_mixture, epochs=OTHERS),
-    "roll": Configuration(lambda: drawn(roll, 1000), plain(3, [32], 2), epochs=OTHERS),
-    "chirps": Configuration(lambda: drawn(chirps, 1000), plain(48, [64], 4), epochs=OTHERS),
+# Fits that shaped no rule, drawn up before any of them was judged: on other data, and those above
+# again, on the same points, with another seed and mostly other lengths.
+LENGTHS = (8, 32, 128)
+OTHER_DATA = {
+    "spirals": Configuration(lambda: drawn(spirals, 1000), plain(2, [32, 32], 2), epochs=LENGTHS),
+    "checkers": Configuration(lambda: drawn(checkers, 1000), with_mixture, epochs=LENGTHS),
+    "roll": Configuration(lambda: drawn(roll, 1000), plain(3, [32], 2), epochs=LENGTHS),
+    "chirps": Configuration(lambda: drawn(chirps, 1000), plain(48, [64], 4), epochs=LENGTHS),
     "few chirps": Configuration(
-        lambda: drawn(chirps, 120), plain(48, [64], 4), batch_size=12, epochs=OTHERS
+        lambda: drawn(chirps, 120), plain(48, [64], 4), batch_size=12, epochs=LENGTHS
     ),
-    "chirps, linear": Configuration(lambda: drawn(chirps, 1000), plain(48, [], 6), epochs=OTHERS),
-    "echoes": Configuration(lambda: drawn(echoes, 1000), plain(32, [48], 8), epochs=OTHERS),
-    "echoes, linear": Configuration(lambda: drawn(echoes, 1000), plain(32, [], 8), epochs=OTHERS),
+    "chirps, linear": Configuration(lambda: drawn(chirps, 1000), plain(48, [], 6), epochs=LENGTHS),
+    "echoes": Configuration(lambda: drawn(echoes, 1000), plain(32, [48], 8), epochs=LENGTHS),
+    "echoes, linear": Configuration(lambda: drawn(echoes, 1000), plain(32, [], 8), epochs=LENGTHS),
     "few echoes": Configuration(
-        lambda: drawn(echoes, 100), plain(32, [48], 8), batch_size=10, epochs=OTHERS
+        lambda: drawn(echoes, 100), plain(32, [48], 8), batch_size=10, epochs=LENGTHS
     ),
-    "skewed": Configuration(lambda: drawn(skewed, 1000), plain(12, [32], 3), epochs=OTHERS),
-    "blobs": Configuration(lambda: drawn(blobs, 1000), plain(10, [32], 3), epochs=OTHERS),
+    "skewed": Configuration(lambda: drawn(skewed, 1000), plain(12, [32], 3), epochs=LENGTHS),
+    "blobs": Configuration(lambda: drawn(blobs, 1000), plain(10, [32], 3), epochs=LENGTHS),
     "few blobs": Configuration(
-        lambda: drawn(blobs, 80), plain(10, [32], 3), batch_size=10, epochs=OTHERS
+        lambda: drawn(blobs, 80), plain(10, [32], 3), batch_size=10, epochs=LENGTHS
     ),
-    "products": Configuration(lambda: drawn(products, 1000), plain(8, [32], 3), epochs=OTHERS),
+    "products": Configuration(lambda: drawn(products, 1000), plain(8, [32], 3), epochs=LENGTHS),
     "few products": Configuration(
-        lambda: drawn(products, 80), plain(8, [32], 3), batch_size=10, epochs=OTHERS
+        lambda: drawn(products, 80), plain(8, [32], 3), batch_size=10, epochs=LENGTHS
     ),
     "products, defaults": Configuration(
         lambda: drawn(products, 1000), plain(8, [32], 3), None, None, None, epochs=(16, 64)
@@ -386,23 +386,23 @@ FRESH = {
         lambda: drawn(factors, 200), plain(15, [32], 3), None, None, None, epochs=(16, 64)
     ),
     "iris": Configuration(
-        lambda: cut(datasets.load_iris().data, 75), plain(4, [16], 2), batch_size=10, epochs=OTHERS
+        lambda: cut(datasets.load_iris().data, 75), plain(4, [16], 2), batch_size=10, epochs=LENGTHS
     ),
     "rectangles": Configuration(
-        lambda: drawn(rectangles, 1000), plain(36, [32], 5, Bernoulli), epochs=OTHERS
+        lambda: drawn(rectangles, 1000), plain(36, [32], 5, Bernoulli), epochs=LENGTHS
     ),
     "few rectangles": Configuration(
-        lambda: drawn(rectangles, 120), plain(36, [32], 5, Bernoulli), batch_size=12, epochs=OTHERS
+        lambda: drawn(rectangles, 120), plain(36, [32], 5, Bernoulli), batch_size=12, epochs=LENGTHS
     ),
     "ladder": Configuration(
-        lambda: drawn(ladder, 1000), plain(20, [], 2, Bernoulli), epochs=OTHERS
+        lambda: drawn(ladder, 1000), plain(20, [], 2, Bernoulli), epochs=LENGTHS
     ),
     "few digits, grey": Configuration(
-        lambda: images("digits", 200), plain(DIGITS, [96], 8), dequantize, 20, epochs=OTHERS
+        lambda: images("digits", 200), plain(DIGITS, [96], 8), dequantize, 20, epochs=LENGTHS
     ),
     "few digits, levels": Configuration(
         lambda: images("digits", 300), plain(DIGITS, [64], 8, Categorical, (4, 8, 8)), scale, 30,
-        epochs=OTHERS,
+        epochs=LENGTHS,
     ),
     "Fashion, grey": Configuration(
         lambda: images("fashion-mnist"), plain(MNIST, [64], 4), dequantize, 500, epochs=(4,)
@@ -411,12 +411,14 @@ FRESH = {
         lambda: images("fashion-mnist"), plain(MNIST, [], 8), dequantize, 500, epochs=(4, 8)
     ),
 }  # fmt: skip
-FRESH |= {
-    f"{name}, again": replace(asked, seeds=(2,), epochs=OTHERS[:2] if "digits" in name else OTHERS)
-    for name, asked in CONFIGURATIONS.items()
-    if not name.startswith(("MNIST", "README", "notebook"))
+AGAIN = {
+    f"{name}, again": replace(
+        asked, seeds=(2,), epochs=LENGTHS[:2] if "digits" in name else LENGTHS
+    )
+    for name, asked in FIRST.items()
+    if not name.startswith(("MNIST", "README", "notebook"))  # which take the longest
 }
-CONFIGURATIONS |= FRESH
+CONFIGURATIONS = FIRST | OTHER_DATA | AGAIN
 
 
 @functools.cache

@@ -80,23 +80,48 @@ def test_a_verdict_is_right_if_eight_times_the_training_agrees(verdicts, verdict
     assert verdicts.is_right(fit) is right
 
 
-def test_what_is_missed_is_bold_and_told_beside_what_a_constant_verdict_reaches(verdicts):
-    def fit(verdict, gained, ends):
-        foretold = {"8": {"low": -ends, "high": ends}}
-        return {"verdict": verdict, "gained": gained, "test_longer": 1.0, "forecast": foretold,
-                "settings": {"tolerance": 1.0}}  # fmt: skip
+def judged(verdict, gained, width=1.0, grew=False):
+    """A fit of tolerance 1 whose run 8 times as long ended at 0, where it was foretold."""
+    return {
+        "verdict": verdict, "gained": gained, "settings": {"tolerance": 1.0}, "test_longer": 0.0,
+        "forecast": {"8": {"low": -width / 2, "high": width / 2}} if width else {},
+        "memorises": grew, "train_gain": {"low": 0.1 if grew else -0.1},
+    }  # fmt: skip
 
-    good = [fit(verdict, gained, 2.0) for gained in (-1.0, 2.0, 5.0)
-            for verdict in ("converged", "still improving", "overfitting", "cannot tell")
-            if verdicts.is_right({"verdict": verdict, "gained": gained,
-                                  "settings": {"tolerance": 1.0}})]  # fmt: skip
-    table = verdicts.goals(10 * good, [*good, fit("converged", 4.0, 0.4)])
-    assert "| fits | 50 | **6** | ≥ 40 |" in table
-    assert "| verdicts that are right | 100 % of 50 | **83 % of 6** | ≥ 95 % |" in table
-    assert "| right: “converged” | 20 of 20 | **2 of 3** | ≥ 8 |" in table
-    assert "| forecasts within their interval | 100 % of 50 | 83 % of 6 | ≥ 80 % |" in table
-    assert "| median width of it, tolerances | **4.00** | **4.00** | ≤ 1 |" in table
-    assert "of every fit would be right in 60 % of 50 and 67 % of 6." in table
+
+def test_goals_that_are_missed_are_bold(verdicts):
+    right = [("converged", -1), ("still improving", 5), ("overfitting", -9), ("converged", 2)]
+    fits = [judged(*fit) for fit in 10 * right]
+    silent = [judged("cannot tell", 5, width=None)] * 5
+    wrong = [judged("converged", 4, width=3.0), judged("still improving", -2, width=3.0)]
+    parts = {"good": fits, "poor": [*fits[:8], *silent, *wrong]}
+    table = verdicts.goals({title: dict(enumerate(fits)) for title, fits in parts.items()})
+    assert table.splitlines()[0] == "|  | good | poor | asked for |"
+    assert table.splitlines()[2:] == [
+        "| fits | 40 | **15** | ≥ 40 |",
+        "| verdicts that are right | 100.0 % of 40 | **80.0 % of 10** | ≥ 95 % |",
+        "| “cannot tell” | 0.0 % of 40 | **33.3 % of 15** | ≤ 10 % |",
+        "| right: “converged” | 20 of 20 | **4 of 5** | ≥ 8 |",
+        "| right: “still improving” | 10 of 10 | **2 of 3** | ≥ 8 |",
+        "| right: “overfitting” | 10 of 10 | **2 of 2** | ≥ 8 |",
+        "| forecasts within their interval | 100.0 % of 40 | 100.0 % of 10 | ≥ 80 % |",
+        "| median width of it, tolerances | 1.00 | 1.00 | ≤ 1 |",
+    ]
+    wide = verdicts.goals({"wide": dict(enumerate(wrong))})
+    assert "| median width of it, tolerances | **3.00** | ≤ 1 |" in wide
+
+
+def test_verdicts_are_counted_by_what_became_of_them(verdicts):
+    fits = [judged("converged", gained) for gained in (3.1, 3, 0.4, 0.3, 0, -2.9, -3, -99)]
+    fits += [judged("converged", -5, grew=True), judged("overfitting", -5, grew=True)]
+    rows = {name: counts for name, *counts in verdicts.confusion(fits)}
+    assert rows == {
+        "converged": [1, 2, 1, 2, 2],
+        "converged, test − train grew": [0, 0, 0, 0, 1],
+        "still improving": [0, 0, 0, 0, 0],
+        "overfitting": [0, 0, 0, 0, 1],
+        "cannot tell": [0, 0, 0, 0, 0],
+    }
 
 
 def test_a_forecast_holds_if_the_longer_run_ends_within_it(verdicts):

@@ -261,12 +261,12 @@ def test_its_repr_answers_in_one_line_that_every_console_can_show(ends, train_en
     assert len(line) < 300
 
 
-def test_beside_converged_it_is_said_that_train_still_falls():
+def test_beside_converged_it_is_said_what_train_still_gained():
     falls = convergence(*runs([60, 52, 51.8], train_ends=[50, 40, 33]), tolerance=1)
     level = convergence(*runs([60, 52, 51.8], train_ends=[50, 40, 40]), tolerance=1)
     assert (falls.verdict, level.verdict) == ("converged", "converged")
     assert "; train still gained 7.0" in repr(falls)
-    assert "still falls" not in repr(level)
+    assert "train still gained" not in repr(level)
 
 
 @pytest.mark.parametrize(
@@ -282,9 +282,11 @@ def test_jupyter_shows_a_table_of_the_runs_and_of_what_is_foretold():
     rows = [re.findall("<t[hd]>(.*?)</t[hd]>", row) for row in re.findall("<tr>(.*?)</tr>", page)]
     assert [row[0] for row in rows] == ["epochs", "4", "8", "16", "32, foretold", "128, foretold"]
     assert {len(row) for row in rows} == {5}
-    assert rows[3][2:4] == ["−72.0", "4.0 (4.0 to 4.0)"]
+    gained = "4.0 (4.0\N{NBSP}to\N{NBSP}4.0)"
+    assert rows[3][2:4] == ["−72.0", gained]
     assert not re.search(r"-\d|-ELBO| - ", page), "true minus signs"
-    assert "(95\N{NBSP}%)" in page, "a number and its unit stay on one line"
+    assert "(95\N{NBSP}%)" in page
+    assert f"gained {gained} nats" in page
     assert "No, still improving" in page
 
 

@@ -42,7 +42,7 @@ ROOMS = {
     "vae_diagnostics": ({"vae_helpers", "vae_support"}, 100),
     "vae_convergence": ({"vae_helpers", "vae_displays", "vae_runtime"}, 270),
     "vae_canvas": (set(), 220),
-    "vae_learning_curve": ({"vae_canvas", "vae_helpers", "vae_convergence"}, 400),
+    "vae_learning_curve": ({"vae_canvas", "vae_displays", "vae_helpers", "vae_convergence"}, 400),
     "vae_figures": (
         {"vae_canvas", "vae_learning_curve", "vae_helpers", "vae_convergence", "vae_diagnostics"},
         400,

@@ -1,6 +1,7 @@
 """The learning curve: what is drawn is what the history holds, and nothing is left out unsaid."""
 
 import re
+import textwrap
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -320,6 +321,15 @@ def test_the_ends_of_the_shorter_runs_are_drawn_and_labelled_in_the_test_panel()
         assert f"A run of {len(run)} epochs" in figure.alt
     ticks = [text.get_text() for text in panels(figure)["rate"].get_xticklabels()]
     assert ticks == ["0", "4", "8", "16"]
+
+
+def test_the_verdict_s_intervals_stay_on_one_line():
+    found = convergence(*verdict_of().histories, tolerance=1)
+    words = repr(found).partition(": ")[2]
+    assert any(line.count("(") != line.count(")") for line in textwrap.wrap(words, 49))
+    lines = plot_learning_curve(found).narrow().get_suptitle().splitlines()
+    assert any("(" in line for line in lines)
+    assert all(line.count("(") == line.count(")") for line in lines)
 
 
 @pytest.mark.parametrize("drawing", [lambda figure: figure, lambda figure: figure.narrow()])
