@@ -7,6 +7,7 @@ Units are nats per data point. Drawing disturbs no generator.
 from __future__ import annotations
 
 import textwrap
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
@@ -20,6 +21,8 @@ from vae_canvas import (
     CLASS_COLORS,
     DOTS,
     GREY,
+    INK,
+    NARROW,
     TEST_COLOR,
     WIDTH,
     LabFigure,
@@ -47,6 +50,7 @@ __all__ = [
     "plot_latents",
     "plot_learning_curve",
     "plot_manifold",
+    "plot_plane",
     "plot_points",
     "plot_rate_distortion",
     "save_figure",
@@ -54,25 +58,28 @@ __all__ = [
 
 
 @styled()
-def plot_images(rows: dict[str, Tensor], captions: dict[str, list[str]] | None = None) -> LabFigure:
-    """Rows of images ``(n, C, H, W)``, 8-bit or in [0, 1], named at the left, captioned below."""
+def plot_images(rows: dict[str, Tensor], narrow: bool = False) -> LabFigure:
+    """Rows of images ``(n, C, H, W)``, 8-bit or in [0, 1], named at the left.
+
+    Or named above them if ``narrow``, for a page 400 pixels wide.
+    """
+    width, left, above = (NARROW, 0.0, 0.28) if narrow else (WIDTH, 1.35, 0.05)  # inches
     columns = max(7, *(len(images) for images in rows.values()))
-    left, below = 1.35, 0.27 if captions else 0.05  # inches
     strips = [_strip(images, columns) for images in rows.values()]
-    heights = [(WIDTH - left) * len(strip) / len(strip[0]) for strip in strips]
-    top = total = sum(heights) + below * len(rows)
-    figure: Any = plt.figure(figsize=(WIDTH, total), layout="none", FigureClass=LabFigure)
+    heights = [(width - left) * len(strip) / len(strip[0]) for strip in strips]
+    top = total = sum(heights) + above * len(rows)
+    figure: Any = plt.figure(figsize=(width, total), layout="none", FigureClass=LabFigure)
     for name, strip, height in zip(rows, strips, heights, strict=True):
-        place = (left / WIDTH, (top - height) / total, 1 - left / WIDTH, height / total)
-        ax = figure.add_axes(place)
+        top -= above + height
+        ax = figure.add_axes((left / width, top / total, 1 - left / width, height / total))
         ax.imshow(strip, extent=(0, columns, 0, 1), aspect="auto")
         ax.axis("off")
-        ax.text(-0.1, 0.5, textwrap.fill(name, 16), fontsize=10.5, ha="right", va="center")
-        for column, caption in enumerate((captions or {}).get(name, [])):
-            ax.annotate(caption, (column + 0.5, 0), (0, -2), textcoords="offset points",
-                        ha="center", va="top", color=GREY)  # fmt: skip
-        top -= height + below
+        if narrow:
+            ax.set_title(name, fontsize=10.5, color=INK, pad=3)
+        else:
+            ax.text(-0.1, 0.5, textwrap.fill(name, 16), fontsize=10.5, ha="right", va="center")
     said = "; ".join(f"{name} ({len(images)})" for name, images in rows.items())
+    figure.narrow = None if narrow else partial(plot_images, rows, narrow=True)
     return describe(ax, f"Rows of images: {said}.")
 
 
@@ -86,11 +93,16 @@ def _strip(images: Tensor, columns: int) -> np.ndarray:
 
 
 @styled()
-def plot_points(clouds: dict[str, Tensor]) -> LabFigure:
-    """Points in the plane, ``(N, 2)`` each, side by side on one scale, under their names."""
-    axes = new_figure(
-        1, len(clouds), figsize=(WIDTH, 3.2), squeeze=False, sharex=True, sharey=True
-    )[1]
+def plot_points(clouds: dict[str, Tensor], narrow: bool = False) -> LabFigure:
+    """Points in the plane, ``(N, 2)`` each, on one scale, under their names.
+
+    Side by side; one below the other if ``narrow``, for a page 400 pixels wide.
+    """
+    count, options = len(clouds), {"squeeze": False, "sharex": True, "sharey": True}
+    if narrow:
+        axes = new_figure(count, 1, figsize=(NARROW, 2.3 * count), **options)[1]
+    else:
+        axes = new_figure(1, count, figsize=(WIDTH, 3.2), **options)[1]
     for ax, (name, points) in zip(axes.flat, clouds.items(), strict=True):
         x, y = points.detach().cpu().T.numpy()
         ax.plot(x, y, color=TEST_COLOR, ms=3, alpha=0.6, **DOTS)
@@ -99,11 +111,27 @@ def plot_points(clouds: dict[str, Tensor]) -> LabFigure:
         f"{name} ({len(points):,} points, {_extent(points[:, 0])} by {_extent(points[:, 1])})"
         for name, points in clouds.items()
     )
-    return describe(axes.flat[0], f"Points in the plane: {'; '.join(said)}.")
+    figure = describe(axes.flat[0], f"Points in the plane: {'; '.join(said)}.")
+    figure.narrow = None if narrow else partial(plot_points, clouds, narrow=True)
+    return figure
 
 
 def _extent(values: Tensor) -> str:
     return f"{number(values.min().item(), 1)} to {number(values.max().item(), 1)}"
+
+
+@styled()
+def plot_plane(model: VAE, z: Tensor, labels: Tensor, narrow: bool = False) -> LabFigure:
+    """A latent plane: ``plot_latents`` of points, and ``plot_manifold`` of what is decoded there.
+
+    Side by side; one below the other if ``narrow``, for a page 400 pixels wide.
+    """
+    size, grid = ((NARROW, 6.8), (2, 1)) if narrow else ((WIDTH, 4.4), (1, 2))
+    figure, (first, second) = new_figure(*grid, figsize=size)
+    plot_latents(z, labels, first)
+    plot_manifold(model, second)
+    figure.narrow = None if narrow else partial(plot_plane, model, z, labels, narrow=True)
+    return figure
 
 
 @styled()
@@ -163,19 +191,21 @@ def decoded_plane(model: VAE, limit: float, side: int) -> Tensor:
 
 @styled()
 def plot_rate_distortion(
-    points: dict[float, tuple[float, float]], ax: Axes | None = None
+    points: dict[float, tuple[float, float]], narrow: bool = False
 ) -> LabFigure:
     """(Rate, distortion) in nats by β, and diagonals of equal sum, which is the −ELBO.
 
     Both axes have one scale. A diagonal begins, at rate 0, where the distortion is its −ELBO.
+    ``narrow`` draws it for a page 400 pixels wide.
     """
-    ax = new_figure(figsize=(WIDTH, 5.4))[1] if ax is None else ax
+    ax = new_figure(figsize=(NARROW, 4.4) if narrow else (WIDTH, 5.4))[1]
     betas = sorted(points)
     rate, distortion = np.array([points[beta] for beta in betas], float).T
     left = min(0.0, rate.min())
-    height = max(1.25 * np.ptp(distortion), 0.8 * (rate.max() - left)) or 1.0
+    ratio, room = (1.0, 1.5) if narrow else (1.6, 1.28)  # width by height; for the last label
+    height = max(1.25 * np.ptp(distortion), room * (rate.max() - left) / ratio) or 1.0
     bottom = (distortion.max() + distortion.min() - height) / 2
-    right, top = left + 1.6 * height, bottom + height
+    right, top = left + ratio * height, bottom + height
     ax.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
     set_ticks(ax.xaxis, 6)
     set_ticks(ax.yaxis, 6)
@@ -192,7 +222,11 @@ def plot_rate_distortion(
                     bbox={"fc": "white", "ec": "none", "pad": 1})  # fmt: skip
     ax.set(xlabel="rate: KL (nats)", ylabel="distortion: −log p(x|z) (nats)")
     said = f"The lowest −ELBO, {number(best, 1)} at β = {betas[lowest]:g}"
-    ax.set_title(f"Along a diagonal the −ELBO is the same. {said}, is bold.", pad=16)
+    title = f"Diagonals have equal −ELBO. {said}, is bold."
+    ax.set_title(textwrap.fill(title, 40) if narrow else title, pad=16)
     pairs = (" and ".join(number(value, 1) for value in points[beta]) for beta in betas)
     listed = "; ".join(f"β = {beta:g}: {pair}" for beta, pair in zip(betas, pairs, strict=True))
-    return describe(ax, f"Rate and distortion in nats. {listed}. {said}, is the bold diagonal.")
+    text = f"Rate and distortion in nats. {listed}. {said}, is the bold diagonal."
+    figure = describe(ax, text)
+    figure.narrow = None if narrow else partial(plot_rate_distortion, points, narrow=True)
+    return figure

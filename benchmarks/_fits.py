@@ -351,10 +351,8 @@ FIRST = {
         long=True,
     ),
 }  # fmt: skip
-
-
-# Fits that shaped no rule, drawn up before any of them was judged: on other data, and those above
-# again, on the same points, with another seed and mostly other lengths.
+# Fits that shaped no rule, drawn up before any of them was judged: on other data or other numbers
+# of points, and those above again, on the same points, with another seed and mostly other lengths.
 LENGTHS = (8, 32, 128)
 OTHER_DATA = {
     "spirals": Configuration(lambda: drawn(spirals, 1000), plain(2, [32, 32], 2), epochs=LENGTHS),

@@ -387,9 +387,9 @@ only, because 8 E epochs of it take the better part of an hour.
 
 {goals(parts)}
 Bold: missed. The first fits are those by which rules were chosen; the protocol tells which. The
-others were drawn up later and changed no rule: fits on other data, and the first ones again, on the
-same points, with another seed and mostly other lengths. Fits of one configuration share some of
-their runs, so they are no independent trials.
+others were drawn up later and changed no rule: fits on other data or other numbers of points, and
+the first ones again, on the same points, with another seed and mostly other lengths. Fits of one
+configuration share some of their runs, so they are no independent trials.
 
 “Converged” is right if the run 8 times as long gains no more than three tolerances, “still
 improving” if it gains more than a third of one, “overfitting” if it does not gain. A fit that has

@@ -59,6 +59,20 @@ def test_a_saved_figure_is_what_the_notebook_shows_byte_for_byte(tmp_path):
         assert wide.size == (1720, 600) and narrow.size == (720, 600)
 
 
+@pytest.mark.parametrize(("side", "mode"), [(2, "P"), (50, "RGB")])
+def test_a_small_file_has_lost_nothing(tmp_path, side, mode):
+    figure, ax = new_figure(figsize=(2, 2))
+    ax.set_axis_off()
+    ax.imshow(np.random.default_rng(0).random((side, side, 3)))
+    figure.alt = "colours"
+    figure.savefig(tmp_path / "whole.png", dpi=200)
+    save_figure(figure, "it", tmp_path)
+    with Image.open(tmp_path / "whole.png") as whole, Image.open(tmp_path / "it.png") as small:
+        assert small.mode == mode and small.info["dpi"] == pytest.approx((200, 200), abs=0.1)
+        assert np.array_equal(np.asarray(small.convert("RGB")), np.asarray(whole.convert("RGB")))
+    assert (tmp_path / "it.png").stat().st_size < (tmp_path / "whole.png").stat().st_size
+
+
 def test_a_figure_stays_open_until_it_is_saved(tmp_path):
     figure = drawn()
     assert plt.gcf() is figure and len(plt.get_fignums()) == 1

@@ -12,7 +12,7 @@ from torch import nn
 
 import vae_figures
 from tools import generator_states, tiny_vae
-from vae_canvas import CLASS_COLORS, GREY, WIDTH
+from vae_canvas import CLASS_COLORS, GREY, NARROW, WIDTH
 from vae_figures import (
     decoded_plane,
     new_figure,
@@ -20,6 +20,7 @@ from vae_figures import (
     plot_latents,
     plot_learning_curve,
     plot_manifold,
+    plot_plane,
     plot_points,
     plot_rate_distortion,
     save_figure,
@@ -36,11 +37,11 @@ FIGURES = {
     "learning curve": lambda: plot_learning_curve(falling()),
     "verdict": lambda: plot_learning_curve(verdict_of(), torch.rand(200, 1, 4, 4).mul(0)),
     "images": lambda: plot_images({"data": IMAGES, "reconstructions": IMAGES[:2]}),
-    "captions": lambda: plot_images({"a": IMAGES[:2]}, {"a": ["one", "two"]}),
     "colour": lambda: plot_images({"a": IMAGES.expand(-1, 3, -1, -1)}),
     "points": lambda: plot_points({"data": PLANE, "samples": PLANE[:9] + 1}),
     "latents": lambda: plot_latents(PLANE, torch.arange(50) % 12),
     "manifold": lambda: plot_manifold(MODEL, side=5),
+    "plane": lambda: plot_plane(MODEL, PLANE, torch.arange(50) % 12),
     "rate–distortion": lambda: plot_rate_distortion(RATES),
 }
 
@@ -92,12 +93,25 @@ def test_a_figure_is_as_wide_as_the_page_legible_whole_and_described(name):
         assert ax.get_legend() is None
 
 
-@pytest.mark.parametrize("name", ["latents", "manifold", "rate–distortion"])
+@pytest.mark.parametrize("name", sorted(FIGURES.keys() - {"latents", "manifold"}))
+def test_a_narrow_page_gets_a_drawing_of_its_own_legible_too(name):
+    wide = FIGURES[name]()
+    figure = wide.narrow()
+    assert figure.get_figwidth() == NARROW
+    assert figure.narrow is None and figure.alt == wide.alt
+    for text in shown_texts(figure):
+        assert text.get_fontsize() * 100 / 72 >= 13
+        assert inside(text.get_window_extent(), figure.bbox), text.get_text()
+    for shown in ("lines", "images"):
+        drawn = [sum(len(getattr(ax, shown)) for ax in one.axes) for one in (wide, figure)]
+        assert drawn[0] == drawn[1] or name == "rate–distortion", "its diagonals are fewer"
+
+
+@pytest.mark.parametrize("name", ["latents", "manifold"])
 def test_axes_that_are_given_are_drawn_on(name):
     figure, (left, right) = new_figure(1, 2)
     plot = {"latents": (plot_latents, (PLANE, torch.arange(50) % 3)),
-            "manifold": (plot_manifold, (MODEL,)),
-            "rate–distortion": (plot_rate_distortion, (RATES,))}[name]  # fmt: skip
+            "manifold": (plot_manifold, (MODEL,))}[name]  # fmt: skip
     assert "ax" in inspect.signature(plot[0]).parameters
     assert plot[0](*plot[1], ax=right) is figure
     assert right.has_data() and not left.has_data()
@@ -130,20 +144,16 @@ def shown_tiles(ax, columns):
     return [tile[1:-1, 1:-1] for tile in np.split(strip, columns, axis=1)]
 
 
-def test_images_stand_in_rows_with_names_and_captions():
-    captions = {"data": list("abcde"), "fewer": list("fg")}
-    figure = plot_images({"data": IMAGES, "fewer": IMAGES[:2]}, captions)
-    for ax, images, (name, texts) in zip(
-        figure.axes, (IMAGES, IMAGES[:2]), captions.items(), strict=True
-    ):
-        assert [text.get_text() for text in ax.texts] == [name, *texts]
+@pytest.mark.parametrize("narrow", [False, True])
+def test_images_stand_in_rows_with_names(narrow):
+    rows = {"data": IMAGES, "fewer": IMAGES[:2]}
+    figure = plot_images(rows, narrow)
+    for ax, (name, images) in zip(figure.axes, rows.items(), strict=True):
+        assert "".join([*(text.get_text() for text in ax.texts), ax.get_title("left")]) == name
         tiles = shown_tiles(ax, 7)
         for tile, image in zip(tiles, images, strict=False):
             assert np.allclose(tile, 1 - image[0].numpy()[..., None], atol=1e-6)
         assert all((tile == 1).all() for tile in tiles[len(images) :])
-        left, right, *_ = ax.images[0].get_extent()
-        for i, caption in enumerate(ax.texts[1:]):
-            assert caption.xy[0] == pytest.approx(left + (right - left) * (i + 0.5) / 7)
 
 
 def test_the_contrast_of_images_is_not_stretched():
@@ -269,10 +279,11 @@ POINTS = {
 }
 
 
+@pytest.mark.parametrize("narrow", [False, True])
 @pytest.mark.parametrize("kind", POINTS)
-def test_rate_and_distortion_are_drawn_on_one_scale_whatever_their_signs(kind):
+def test_rate_and_distortion_are_drawn_on_one_scale_whatever_their_signs(kind, narrow):
     points = POINTS[kind]
-    figure = plot_rate_distortion(points)
+    figure = plot_rate_distortion(points, narrow)
     figure.canvas.draw()
     ax = figure.axes[0]
     (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
