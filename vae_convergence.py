@@ -136,8 +136,7 @@ def convergence(*histories: History, tolerance: float) -> Convergence:
 
     ===============  =======================================================================
     converged        the interval of the last doubling's gain ends below the tolerance, and the end
-                     lies no more than that above the lowest test −ELBO of any epoch: one may stop.
-                     Where the repr adds that test − train grew, more training mostly does harm
+                     lies no more than that above the lowest test −ELBO of any epoch
     still improving  it reaches the tolerance and lies above 0
     overfitting      it ends below the tolerance, but the longest run ends more than the tolerance
                      above the lowest test −ELBO of any epoch, and train still falls

@@ -6,6 +6,7 @@ Units are nats per data point. Drawing disturbs no generator.
 
 from __future__ import annotations
 
+import math
 import textwrap
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -56,9 +57,12 @@ __all__ = [
     "save_figure",
 ]
 
+# Of the latent plane: within ±_LIMIT lie nearly 99 % of a standard normal.
+_LIMIT, _SIDE = 2.5, 18
+
 
 @styled()
-def plot_images(rows: dict[str, Tensor], narrow: bool = False) -> LabFigure:
+def plot_images(rows: dict[str, Tensor], *, narrow: bool = False) -> LabFigure:
     """Rows of images ``(n, C, H, W)``, 8-bit or in [0, 1], named at the left.
 
     Or named above them if ``narrow``, for a page 400 pixels wide.
@@ -93,7 +97,7 @@ def _strip(images: Tensor, columns: int) -> np.ndarray:
 
 
 @styled()
-def plot_points(clouds: dict[str, Tensor], narrow: bool = False) -> LabFigure:
+def plot_points(clouds: dict[str, Tensor], *, narrow: bool = False) -> LabFigure:
     """Points in the plane, ``(N, 2)`` each, on one scale, under their names.
 
     Side by side; one below the other if ``narrow``, for a page 400 pixels wide.
@@ -120,17 +124,18 @@ def _extent(values: Tensor) -> str:
     return f"{number(values.min().item(), 1)} to {number(values.max().item(), 1)}"
 
 
-@styled()
-def plot_plane(model: VAE, z: Tensor, labels: Tensor, narrow: bool = False) -> LabFigure:
-    """A latent plane: ``plot_latents`` of points, and ``plot_manifold`` of what is decoded there.
+def plot_plane(model: VAE, z: Tensor, labels: Tensor) -> LabFigure:
+    """A latent plane: ``plot_latents`` of points, and beside it ``plot_manifold``."""
+    return _plane(decoded_plane(model, _LIMIT, _SIDE), z, labels)
 
-    Side by side; one below the other if ``narrow``, for a page 400 pixels wide.
-    """
+
+@styled()
+def _plane(means: Tensor, z: Tensor, labels: Tensor, *, narrow: bool = False) -> LabFigure:
     size, grid = ((NARROW, 6.8), (2, 1)) if narrow else ((WIDTH, 4.4), (1, 2))
     figure, (first, second) = new_figure(*grid, figsize=size)
     plot_latents(z, labels, first)
-    plot_manifold(model, second)
-    figure.narrow = None if narrow else partial(plot_plane, model, z, labels, narrow=True)
+    _draw_decoded(means, second)
+    figure.narrow = None if narrow else partial(_plane, means, z, labels, narrow=True)
     return figure
 
 
@@ -146,13 +151,21 @@ def plot_latents(z: Tensor, labels: Tensor, ax: Axes | None = None) -> LabFigure
     ax.set(xlabel="$z_1$", ylabel="$z_2$")
     ax.set_aspect("equal", "datalim")
     medians = np.array([np.median(points[classes == name], 0) for name in names])
-    for name, (x, y) in zip(names, _apart(medians, 0.08 * np.ptp(points)), strict=True):
+    for name, (x, y) in zip(names, _apart(medians, _in_data(22, ax)), strict=True):
         box = {"boxstyle": "circle,pad=0.25", "fc": "w", "ec": CLASS_COLORS[name % 10], "lw": 2.5}
         ax.text(x, y, str(name), fontsize=11, weight="bold", ha="center", va="center", bbox=box)
     places = zip(names, medians.tolist(), strict=True)
     spots = ", ".join(f"{name} at ({number(x, 1)}, {number(y, 1)})" for name, (x, y) in places)
     text = f"{len(z):,} data points in the latent plane, coloured by label, with their medians:"
     return describe(ax, f"{text} {spots}.")
+
+
+def _in_data(size: float, ax: Axes) -> float:
+    """A length in points (1/72 inch) on the paper, as one along the axes' x."""
+    figure: Any = ax.figure
+    figure.draw_without_rendering()  # only then the axes have their place and their scale
+    (left, _), (right, _) = ax.transData.inverted().transform([(0, 0), (size * figure.dpi / 72, 0)])
+    return float(right - left)
 
 
 def _apart(places: np.ndarray, distance: float) -> np.ndarray:
@@ -167,17 +180,21 @@ def _apart(places: np.ndarray, distance: float) -> np.ndarray:
 
 
 @styled()
-def plot_manifold(model: VAE, ax: Axes | None = None, side: int = 18) -> LabFigure:
+def plot_manifold(model: VAE, ax: Axes | None = None, side: int = _SIDE) -> LabFigure:
     """The decoder's means over a grid of the latent plane, for a model with D = 2 on images."""
     ax = new_figure()[1] if ax is None else ax
-    limit = 2.5  # within it lie nearly 99 % of a standard normal
-    half = limit * side / (side - 1)
-    tiles = torch.stack([ink(image) for image in decoded_plane(model, limit, side)])
+    return _draw_decoded(decoded_plane(model, _LIMIT, side), ax)
+
+
+def _draw_decoded(means: Tensor, ax: Axes) -> LabFigure:
+    side = math.isqrt(len(means))
+    half = _LIMIT * side / (side - 1)
+    tiles = torch.stack([ink(image) for image in means])
     picture = make_grid(tiles, side, padding=0).permute(1, 2, 0).numpy()
     ax.imshow(picture, extent=(-half, half, -half, half))
     ax.set(xlabel="$z_1$", ylabel="$z_2$")
     text = f"What the decoder draws on {side} × {side} points of the latent plane"
-    return describe(ax, f"{text}, from −{limit} to {limit} along z₁ and z₂.")
+    return describe(ax, f"{text}, from −{_LIMIT} to {_LIMIT} along z₁ and z₂.")
 
 
 def decoded_plane(model: VAE, limit: float, side: int) -> Tensor:
@@ -191,7 +208,7 @@ def decoded_plane(model: VAE, limit: float, side: int) -> Tensor:
 
 @styled()
 def plot_rate_distortion(
-    points: dict[float, tuple[float, float]], narrow: bool = False
+    points: dict[float, tuple[float, float]], *, narrow: bool = False
 ) -> LabFigure:
     """(Rate, distortion) in nats by β, and diagonals of equal sum, which is the −ELBO.
 
@@ -222,7 +239,8 @@ def plot_rate_distortion(
                     bbox={"fc": "white", "ec": "none", "pad": 1})  # fmt: skip
     ax.set(xlabel="rate: KL (nats)", ylabel="distortion: −log p(x|z) (nats)")
     said = f"The lowest −ELBO, {number(best, 1)} at β = {betas[lowest]:g}"
-    title = f"Diagonals have equal −ELBO. {said}, is bold."
+    title = "The −ELBO is equal along each diagonal. "
+    title += f"Bold: the lowest, {number(best, 1)} at β = {betas[lowest]:g}."
     ax.set_title(textwrap.fill(title, 40) if narrow else title, pad=16)
     pairs = (" and ".join(number(value, 1) for value in points[beta]) for beta in betas)
     listed = "; ".join(f"β = {beta:g}: {pair}" for beta, pair in zip(betas, pairs, strict=True))
