@@ -238,13 +238,12 @@ def plot_rate_distortion(
         ax.annotate(f"β = {beta:g}", (x, y), (8, 7), textcoords="offset points", fontsize=10.5,
                     bbox={"fc": "white", "ec": "none", "pad": 1})  # fmt: skip
     ax.set(xlabel="rate: KL (nats)", ylabel="distortion: −log p(x|z) (nats)")
-    said = f"The lowest −ELBO, {number(best, 1)} at β = {betas[lowest]:g}"
-    title = "The −ELBO is equal along each diagonal. "
-    title += f"Bold: the lowest, {number(best, 1)} at β = {betas[lowest]:g}."
+    said = f"{number(best, 1)} at β = {betas[lowest]:g}"
+    title = f"The −ELBO is equal along each diagonal. Bold: the lowest, {said}."
     ax.set_title(textwrap.fill(title, 40) if narrow else title, pad=16)
     pairs = (" and ".join(number(value, 1) for value in points[beta]) for beta in betas)
     listed = "; ".join(f"β = {beta:g}: {pair}" for beta, pair in zip(betas, pairs, strict=True))
-    text = f"Rate and distortion in nats. {listed}. {said}, is the bold diagonal."
-    figure = describe(ax, text)
+    text = f"{listed}. The lowest −ELBO, {said}, is the bold diagonal."
+    figure = describe(ax, f"Rate and distortion in nats. {text}")
     figure.narrow = None if narrow else partial(plot_rate_distortion, points, narrow=True)
     return figure

@@ -554,10 +554,9 @@ def fit(
     """Train ``model`` on its loss with Adam; return every data point's −ELBO in every epoch.
 
     ``train`` and ``test`` are tensors, arrays, DataFrames of numbers or map-style datasets; of an
-    item ``(x, y)`` only x is used. ``transform`` takes a batch into the model's space, on the
-    device. Under ``torch.distributed`` each process trains on its share of every batch.
+    item ``(x, y)`` only x is used. ``transform`` takes a batch into the model's space. Under
+    ``torch.distributed`` each process trains on its share of every batch.
 
-    =============  =========================================================================
     batch_size     by default 32 to 256, growing with the data set (``default_batch_size``)
     lr, schedule   peak learning rate; "one-cycle" warms up to it and anneals to zero
     kl_warmup      epochs over which β rises from 0 to the model's own; the curve is at β = 1
@@ -567,16 +566,10 @@ def fit(
     keep_points    how many points of each split ``History`` keeps, all by default
     workers        processes that load a dataset which is no tensor or array
     checkpoint     file of the run so far; the same call continues from it, bit for bit
-    progress       a bar, or a function of the history after each epoch; False returned ends fit
-    =============  =========================================================================
+    progress       a bar, or a function of the history each epoch; fit ends if it returns False
 
-    A gradient far larger than usual is scaled down (``bound_gradient``), which the history counts.
-    ``model.compile(options={"fallback_random": True})`` beforehand may make steps faster; only
-    rounding differs then. Ctrl-C returns the history so far, while the model may be part of an
-    epoch ahead. The model is left in evaluation mode.
-
-    Raises ``ValueError`` where settings or data make no sense or the checkpoint is of another run,
-    ``TypeError`` for what is no data set and for integer data without a transform,
+    Ctrl-C returns the history so far. Raises ``ValueError`` for settings, data or a checkpoint that
+    do not fit, ``TypeError`` for what is no data set and for integers without a transform,
     ``FloatingPointError`` for a term that is not finite, ``OSError`` for a full disk and the like.
     """
     settings = checked_settings(

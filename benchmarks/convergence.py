@@ -217,11 +217,11 @@ def goals(parts: dict[str, dict[str, dict[str, Any]]]) -> str:
     """The table of goals, a column for each set of fits; what is missed is bold."""
     columns, rows = [measured(list(fits.values())) for fits in parts.values()], []
     for name, (sign, limit) in GOALS.items():
-        row = [name]
+        cells = [name]
         for value, text in (found[name] for found in columns):
             missed = value < limit if sign == "≥" else value > limit
-            row.append(f"**{text}**" if missed else text)
-        rows.append([*row, f"{sign} {limit}" if limit >= 1 else f"{sign} {100 * limit:.0f} %"])
+            cells.append(f"**{text}**" if missed else text)
+        rows.append([*cells, f"{sign} {limit}" if limit >= 1 else f"{sign} {100 * limit:.0f} %"])
     return table(["", *parts, "asked for"], rows)
 
 
