@@ -1,4 +1,4 @@
-"""What every benchmark says about its machine, and where it writes."""
+"""What the benchmarks share: the machine they ran on, Markdown tables, true minus signs."""
 
 from __future__ import annotations
 
@@ -9,36 +9,29 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 
+__all__ = ["HERE", "ROOT", "machine", "table"]
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 
 
-def machine(threads: int | None = None, gpu: str | None = None) -> dict[str, str]:
-    """Hardware, versions and date: what a number needs beside it, and nothing that names a host."""
+def machine(threads: int) -> str:
+    """Hardware, versions and date in one line: what a number needs beside it."""
     processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text().splitlines()
-        fields = dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)
+    if (cpuinfo := Path("/proc/cpuinfo")).exists():
+        pairs = (line.partition(":") for line in cpuinfo.read_text().splitlines())
+        fields = {name.strip(): text.strip() for name, _, text in pairs}
         processor = fields.get("model name", processor)
         flags = fields.get("flags", "").split()
-        for flag, word in (("avx512_bf16", "AVX-512 BF16"), ("amx_bf16", "AMX")):
-            processor += f", {word}" if flag in flags else ""
-    found = {"processor": f"{processor}, {os.cpu_count()} cores", "GPU": gpu or "none"}
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        found["memory"] = f"{memory / 2**30:.0f} GiB"
-    if threads:
-        found["threads"] = str(threads)
-    return found | {
-        "python": platform.python_version(),
-        "torch": importlib.metadata.version("torch"),
-        "system": platform.system(),
-        "date": datetime.date.today().isoformat(),
-    }
+        processor += "".join(f", {f}" for f in ("avx512_bf16", "amx_bf16") if f in flags)
+    return (
+        f"{processor}, {os.cpu_count()} cores, {threads} thread{'s' * (threads > 1)} · "
+        f"Python {platform.python_version()} · PyTorch {importlib.metadata.version('torch')} · "
+        f"{datetime.date.today().isoformat()}"
+    )
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def table(head: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
     """A Markdown table; the first column to the left, the others to the right."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
