@@ -5,8 +5,13 @@ NOTEBOOK := vae_lab.ipynb
 # Bars and times of execution do not belong into a stored notebook.
 EXECUTE := TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute \
 	--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.timeout=1800
-NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=1800 $(NOTEBOOK)
+# One process executes the notebook, the longest of all and so the first, while others take the test
+# files; each has one thread.
+TEST := OMP_NUM_THREADS=1 TQDM_DISABLE=1
+PYTEST := -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
+	--nbval-lax --nbval-current-env --nbval-cell-timeout 1800 $(NOTEBOOK) tests
 OLDEST := build/oldest-$(notdir $(PYTHON))
+DEVICE := build/device-env
 
 .PHONY: report test test-oldest test-device test-pip lint lab publish bench
 
@@ -15,17 +20,20 @@ report: .venv/installed
 	$(BIN)/python tools/export.py build/$(NOTEBOOK) build/vae_lab.html
 
 test: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
-	TQDM_DISABLE=1 $(BIN)/python -m pytest $(NBVAL)
+	$(TEST) $(BIN)/python $(PYTEST)
 
 # The lowest versions that requirements.txt admits, with Python 3.10 or 3.11, for which they exist.
 test-oldest: $(OLDEST)/installed
-	$(OLDEST)/bin/python -m pytest
-	VAE_LAB_DATASET=digits TQDM_DISABLE=1 $(OLDEST)/bin/python -m pytest $(NBVAL)
+	$(TEST) VAE_LAB_DATASET=digits $(OLDEST)/bin/python $(PYTEST)
 
-# A second device with real numbers: XLA on the CPU. PyTorch and torch_xla must be of one version.
-test-device: build/device-env/installed
-	PJRT_DEVICE=CPU build/device-env/bin/python -m pytest tests/device
+# A second device with real numbers: CUDA where there is one, else XLA on the CPU.
+ifneq ($(shell command -v nvidia-smi),)
+test-device: .venv/installed-dev
+	VAE_LAB_DEVICE=cuda $(BIN)/python -m pytest tests/device
+else
+test-device: $(DEVICE)/installed
+	PJRT_DEVICE=CPU $(DEVICE)/bin/python -m pytest tests/device
+endif
 
 # pip install, into an environment that has only what the lab needs.
 test-pip: .venv/installed-dev
@@ -36,6 +44,7 @@ lint: .venv/installed-dev
 	$(BIN)/ruff format --check
 	$(BIN)/codespell
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/python tools/check_notebook.py $(NOTEBOOK) vae_lab.html
 
 lab: .venv/installed
@@ -48,8 +57,7 @@ publish: .venv/installed-dev
 	$(BIN)/python tools/check_notebook.py $(NOTEBOOK) vae_lab.html
 
 bench: .venv/installed
-	$(BIN)/python benchmarks/training_speed.py
-	$(BIN)/python benchmarks/time_to_quality.py
+	$(BIN)/python benchmarks/races.py
 	$(BIN)/python benchmarks/likelihood.py
 	$(BIN)/python benchmarks/convergence.py
 
@@ -58,20 +66,21 @@ bench: .venv/installed
 	$(BIN)/python -m pip install --quiet --requirement $<
 	touch $@
 
-.venv/installed-dev: requirements-dev.txt .venv/installed
+.venv/installed-dev: tests/requirements.txt .venv/installed
 	$(BIN)/python -m pip install --quiet --requirement $<
 	touch $@
 
 # The tests take warnings as errors: pyparsing 3.3 deprecates what matplotlib 3.9 calls.
-$(OLDEST)/installed: requirements-dev.txt requirements.txt
+$(OLDEST)/installed: tests/requirements.txt requirements.txt
 	$(PYTHON) -m venv --clear $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet uv
 	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python \
 		--resolution lowest-direct --requirement $< "pyparsing>=3.1,<3.3"
 	touch $@
 
-build/device-env/installed:
-	$(PYTHON) -m venv build/device-env
-	build/device-env/bin/python -m pip install --quiet "torch==2.9.*" "torch_xla==2.9.*" \
+# PyTorch and torch_xla must be of one version.
+$(DEVICE)/installed:
+	$(PYTHON) -m venv $(DEVICE)
+	$(DEVICE)/bin/python -m pip install --quiet "torch==2.9.*" "torch_xla==2.9.*" \
 		"torchvision==0.24.*" numpy scikit-learn scipy matplotlib tqdm pytest
 	touch $@

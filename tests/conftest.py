@@ -9,21 +9,13 @@ import subprocess
 import pytest
 import torch
 
-from tools import ROOT, LinearGaussian, figures, missing
+from tools import ROOT, LinearGaussian, missing
 
 NODE_PACKAGES = ROOT / "build" / "node"
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 # A shell's background jobs ignore Ctrl-C, and so would the tests of it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def pytest_terminal_summary(terminalreporter):
-    """Beside "passed", how much it was that passed."""
-    if figures:
-        terminalreporter.section("figures")
-    for what, said in figures.items():
-        terminalreporter.line(f"{what}: {said}")
 
 
 @pytest.fixture(autouse=True)

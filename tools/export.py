@@ -4,19 +4,20 @@
 
 The page needs no network, and no JavaScript to be complete: formulas become MathML here, figures
 and styles are embedded. Whatever would spoil it (an error, a figure without a description or a
-caption, a formula that cannot be typeset) stops the export with a message naming the cell.
+caption, a formula that cannot be typeset) stops the export with a message that names the cell.
 
 A Markdown cell that begins with "**Figure.**" is the caption of the figure in the cell above it,
-and is numbered here; JupyterLab and Colab show it as a paragraph below the figure. An image may
-bring a second drawing for narrow windows, of the type `NARROW`, which they leave alone.
+and is numbered here. An image may bring a second drawing for narrow windows, of the type `NARROW`.
+Cells whose source JupyterLab hides start folded and are not printed; of cells with the tag
+"remove-input" only the outputs are shown.
 """
 
 import argparse
 import re
 import struct
 import sys
-from base64 import b64decode, b64encode
-from collections.abc import Iterable
+from base64 import b64decode
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
 from html import escape, unescape
@@ -27,27 +28,18 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 import nbformat
+from jinja2 import Environment, FileSystemLoader
 from math_core import LatexError, LatexToMathML
 from mistune import BlockState
-from nbconvert.exporters import TemplateExporter
 from nbconvert.filters import Highlight2HTML, strip_ansi
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 
-__all__ = ["NARROW", "Report", "ReportError", "main", "typeset"]
+__all__ = ["NARROW", "ReportError", "html_page", "main", "typeset"]
 
-RICHEST_FIRST = (
-    "text/html",
-    "text/markdown",
-    "text/latex",
-    "image/svg+xml",
-    "image/png",
-    "image/jpeg",
-    "text/plain",
-)
+RICHEST_FIRST = ("text/html", "text/markdown", "image/png", "text/plain")
 NARROW = "application/vnd.vae-lab.narrow+png"
 NARROW_WIDTH = 360  # CSS pixels, for which such a drawing is made: the column of a telephone
-MIN_WIDTH = 480  # CSS pixels; an image at least that wide fills the column
 CAPTION = "<p><strong>Figure.</strong>"  # how the HTML of a caption begins
 REMOTE = re.compile(r"(?i)(https?:)?//")
 highlight = Highlight2HTML(pygments_lexer="ipython3", extra_formatter_options={"nowrap": True})
@@ -55,10 +47,10 @@ mathml = LatexToMathML(fancy_error=False)
 
 
 class ReportError(Exception):
-    """The notebook is not fit to be exported; the message says where and why."""
+    """A fault of the notebook that stops the export; the message says where and why."""
 
 
-# Formulas ----------------------------------------------------------------------------------------
+# Text --------------------------------------------------------------------------------------------
 
 
 def typeset(tex: str, display: str) -> str:
@@ -69,29 +61,35 @@ def typeset(tex: str, display: str) -> str:
         raise ReportError(f"cannot typeset ${tex}$: {error}") from error
 
 
-# Text --------------------------------------------------------------------------------------------
+def _plain(html: str) -> str:
+    return unescape(re.sub(r"<[^>]+>", "", html)).strip()
+
+
+def _unbroken(text: str) -> str:
+    """Keep 1 ± 2, 3 to 4 and 5 % on one line each, by no-break spaces."""
+    torn = r" ± (?=[\d.])|(?<=\d) to (?=[−\d])|(?<=\d) (?=%)"
+    return re.sub(torn, lambda match: match[0].replace(" ", "\u00a0"), text)
+
+
+def _terminal(text: str) -> str:
+    return _unbroken(escape(strip_ansi(text), quote=False))
 
 
 @dataclass
 class Heading:
-    """A heading for the table of contents; `html` is its inner HTML, formulas included."""
+    """An entry of the table of contents; `html` is its inner HTML, formulas included."""
 
     level: int
-    anchor: str
     html: str
 
     @property
     def text(self) -> str:
         return _plain(self.html)
 
-
-def _plain(html: str) -> str:
-    return unescape(re.sub(r"<[^>]+>", "", html)).strip()
-
-
-def _unbroken(text: str) -> str:
-    """Keep a number and its error, or the ends of an interval, on one line by no-break spaces."""
-    return re.sub(r" ± (?=[\d.])|(?<=\d) to (?=[−\d])", lambda m: m[0].replace(" ", "\u00a0"), text)
+    @property
+    def anchor(self) -> str:
+        """JupyterLab's rule, so that one link works in both places."""
+        return self.text.replace(" ", "-")
 
 
 class Prose(IPythonRenderer):
@@ -100,7 +98,7 @@ class Prose(IPythonRenderer):
     def __init__(self, folder: Path) -> None:
         super().__init__(escape=False, embed_images=True, path=str(folder))
         self.headings: list[Heading] = []
-        self.links: list[str] = []
+        self.links: set[str] = set()
 
     def render_tokens(self, tokens: Iterable[dict[str, Any]], state: BlockState) -> str:
         tokens = list(tokens)
@@ -137,18 +135,16 @@ class Prose(IPythonRenderer):
         return super().paragraph(text)
 
     def heading(self, text: str, level: int, **attrs: object) -> str:
-        heading = Heading(level, "", text)
-        # JupyterLab's rule, so that one link works in both places.
-        heading.anchor = anchor = heading.text.replace(" ", "-")
-        if anchor in (h.anchor for h in self.headings):
+        heading = Heading(level, text)
+        if heading.anchor in (h.anchor for h in self.headings):
             raise ReportError(f"a second heading named {heading.text!r}: links cannot tell them")
         self.headings.append(heading)
-        link = f'<a href="#{quote(anchor)}">{text}</a>'
-        return f'<h{level} id="{escape(anchor)}">{link}</h{level}>\n'
+        link = f'<a href="#{quote(heading.anchor)}">{text}</a>'
+        return f'<h{level} id="{escape(heading.anchor)}">{link}</h{level}>\n'
 
     def link(self, text: str, url: str, title: str | None = None) -> str:
         if url.startswith("#"):
-            self.links.append(unquote(url[1:]))
+            self.links.add(unquote(url[1:]))
         return super().link(text, url, title)
 
     def table_cell(self, text: str, align: str | None = None, head: bool = False) -> str:
@@ -180,33 +176,87 @@ class Audit(HTMLParser):
             raise ReportError(f"<{tag}> would load {source!r}: embed it")
 
 
-# Cells -------------------------------------------------------------------------------------------
+def _audited(html: str) -> str:
+    Audit().feed(html)
+    return html
+
+
+# Outputs -----------------------------------------------------------------------------------------
 
 
 @dataclass
 class Picture:
-    """An embedded image; a PNG's size is told so that the page does not jump while it loads."""
+    """An embedded PNG; its size is told so that the page does not jump while it loads."""
 
     address: str
-    size: tuple[int, int] | None = None
+    width: int
+    height: int
 
 
 @dataclass
 class Output:
-    """One output as it is shown: `kind` is image, html, prose, text or warning."""
+    """An output as it is shown: `kind` is image, html, prose, text or warning."""
 
     kind: str
     html: str = ""
     alt: str = ""
     picture: Picture | None = None
     narrow: Picture | None = None
-    small: bool = False
     caption: "Cell | None" = None
+
+
+def _output(output: NotebookNode, prose: MarkdownWithMath) -> Output:
+    if output.output_type == "error":
+        raise ReportError(f"the cell failed with {output.ename}: {output.evalue}")
+    if output.output_type == "stream":
+        # A warning, such as that of the stand-in for MNIST, must not be overlooked.
+        kind = "warning" if output.name == "stderr" else "text"
+        return Output(kind, _terminal(output.text.strip("\n")))
+    mime = next((m for m in RICHEST_FIRST if m in output.data), None)
+    if mime is None or any("widget" in m for m in output.data):
+        raise ReportError(f"cannot show an output of type {', '.join(output.data)}")
+    data = output.data[mime]
+    if mime == "text/html":
+        # What is interactive arrives as it is.
+        return Output("html", _audited(data) if "<script" in data else _static(_audited(data)))
+    if mime == "text/markdown":
+        return Output("prose", _audited(prose.render(data)))
+    return Output("text", _terminal(data)) if mime == "text/plain" else _figure(output)
+
+
+def _static(html: str) -> str:
+    """HTML whose tables and listings scroll where they are wider than the window."""
+    wide = r"(?s)<(table|pre)\b.*?</\1>"
+    return _unbroken(re.sub(wide, r'<div class="scroll" tabindex="0">\g<0></div>', html))
+
+
+def _figure(output: NotebookNode) -> Output:
+    """An image with its description, at the width in CSS pixels that its metadata give."""
+    metadata = output.metadata.get("image/png", {})
+    if not (alt := metadata.get("alt", "").strip()):
+        raise ReportError('a figure has no alt text: set metadata["image/png"]["alt"]')
+    narrow = output.data.get(NARROW)
+    return Output(
+        "image",
+        alt=alt,
+        picture=_picture(output.data["image/png"], metadata.get("width")),
+        narrow=_picture(narrow, NARROW_WIDTH) if narrow else None,
+    )
+
+
+def _picture(data: str, width: int | None) -> Picture:
+    drawn, height = struct.unpack(">II", b64decode(data)[16:24])
+    width = width or drawn
+    address = f"data:image/png;base64,{''.join(data.split())}"
+    return Picture(address, width, round(height * width / drawn))
+
+
+# Cells -------------------------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
 class Cell:
-    """One cell, ready for the template; `name` is for messages."""
+    """A cell as it is shown; `name` is for messages, `html` its prose or its highlighted source."""
 
     id: str
     name: str
@@ -223,11 +273,26 @@ class Cell:
     @property
     def figure(self) -> Output | None:
         """What a caption below this cell belongs to: its image, else its last HTML."""
-        kinds = {kind: [o for o in self.outputs if o.kind == kind] for kind in ("image", "html")}
-        return next((found[-1] for found in kinds.values() if found), None)
+        shown = [o for o in self.outputs if o.kind in ("image", "html")]
+        return max(shown, key=lambda o: (o.kind == "image", shown.index(o)), default=None)
 
 
-def place_captions(cells: list[Cell]) -> list[Cell]:
+def _cell(cell: NotebookNode, name: str, prose: MarkdownWithMath) -> Iterator[Cell]:
+    """Lay out one cell, where there is something to show."""
+    shown = Cell(cell.get("id", ""), name, "prose" if cell.cell_type == "markdown" else "code")
+    if cell.cell_type == "markdown":
+        shown.html = _audited(prose.render(cell.source))
+    elif cell.cell_type == "code":
+        shown.outputs = [_output(output, prose) for output in cell.outputs]
+        if "remove-input" not in cell.metadata.get("tags", []):
+            shown.html = highlight(cell.source).strip()
+            shown.lines = len(cell.source.strip().splitlines())
+            shown.folded = cell.metadata.get("jupyter", {}).get("source_hidden", False)
+    if shown.html or shown.outputs:
+        yield shown
+
+
+def _place_captions(cells: list[Cell]) -> list[Cell]:
     """Number the captions and put each under its figure; return the cells that remain."""
     number = 0
     for cell, below in zip(cells, [*cells[1:], None], strict=True):
@@ -246,119 +311,45 @@ def place_captions(cells: list[Cell]) -> list[Cell]:
     return [cell for cell in cells if cell not in placed]
 
 
-class Report(TemplateExporter):
-    """Lays a notebook out with the template in `tools/report`; `folder` is where its images lie.
+# The page ----------------------------------------------------------------------------------------
 
-    Not a subclass of `HTMLExporter`: that one sends the whole page through an HTML parser at the
-    end, while interactive outputs must arrive exactly as the notebook holds them.
-    """
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(
-            template_name="report",
-            file_extension=".html",
-            extra_template_basedirs=[str(Path(__file__).resolve().parent)],
+def html_page(source: bytes, folder: Path) -> str:
+    """Return the page of the notebook in a file's bytes; `folder` is where its images lie."""
+    renderer = Prose(folder)
+    prose = MarkdownWithMath(renderer)
+    cells: list[Cell] = []
+    for number, cell in enumerate(nbformat.reads(source, as_version=4).cells, 1):
+        name = f"cell {number} ({cell.source.strip().partition(chr(10))[0][:60]!r})"
+        renderer.attachments = cell.get("attachments", {})
+        try:
+            cells += _cell(cell, name, prose)
+        except ReportError as error:
+            raise ReportError(f"{name}: {error}") from error
+    headings = renderer.headings
+    if [h.level for h in headings].count(1) != 1 or headings[0].level != 1:
+        raise ReportError("the notebook needs one first-level heading, its title, on top")
+    anchors = {h.anchor for h in headings} | {f"cell-id={cell.id}" for cell in cells}
+    _check_links(renderer.links - anchors)
+    folder = Path(__file__).resolve().parent / "report"
+    template = Environment(loader=FileSystemLoader(folder)).get_template("index.html.j2")
+    return template.render(
+        cells=_place_captions(cells),
+        title=headings[0].text,
+        headings=headings[1:],
+        source=sha256(source).hexdigest(),  # tells a stale page from a fresh one
+    )
+
+
+def _check_links(dangling: set[str]) -> None:
+    some = ", ".join(sorted(dangling)[:3])
+    if any(link.startswith("cell-id=") for link in dangling):
+        raise ReportError(
+            f"links lead to cells that are not there, such as {some}: if a tool has given the "
+            "cells new ids, run it so that it keeps them, as with `nbstripout --keep-id`"
         )
-        self.folder = folder
-
-    def page(self, source: bytes) -> str:
-        """Return the page of the notebook that the file's bytes hold, or raise `ReportError`."""
-        notebook = nbformat.reads(source, as_version=4)
-        self.prose = Prose(self.folder)
-        cells = []
-        for number, cell in enumerate(notebook.cells, 1):
-            name = f"cell {number} ({cell.source.strip().partition(chr(10))[0]!r})"
-            try:
-                cells += self._cell(cell, name)
-            except ReportError as error:
-                raise ReportError(f"{name}: {error}") from error
-        anchors = {f"cell-id={cell.id}" for cell in cells}
-        cells = place_captions(cells)
-        headings = self.prose.headings
-        if [h.level for h in headings].count(1) != 1 or headings[0].level != 1:
-            raise ReportError("the notebook needs one first-level heading, its title, on top")
-        for above, below in pairwise(headings):
-            if below.level > above.level + 1:
-                raise ReportError(f"heading {below.text!r} skips a level after {above.text!r}")
-        anchors |= {h.anchor for h in headings}
-        if dangling := sorted(set(self.prose.links) - anchors):
-            raise ReportError(f"links to headings that do not exist: {', '.join(dangling)}")
-        resources = {"cells": cells, "title": headings[0].text, "headings": headings[1:]}
-        resources["source"] = sha256(source).hexdigest()  # tells a stale page from a fresh one
-        return self.from_notebook_node(notebook, resources)[0].rstrip() + "\n"
-
-    def _cell(self, cell: NotebookNode, name: str) -> list[Cell]:
-        """Lay out one cell, or none where there is nothing to show."""
-        if cell.cell_type == "markdown":
-            self.prose.attachments = cell.get("attachments", {})
-            return [Cell(cell.id, name, "prose", self._markdown(cell.source))]
-        if cell.cell_type != "code" or not cell.source.strip():
-            return []
-        outputs = [self._output(output) for output in cell.outputs]
-        source = highlight(cell.source.rstrip()).rstrip()
-        lines = cell.source.rstrip().count("\n") + 1
-        folded = cell.metadata.get("jupyter", {}).get("source_hidden", False)
-        return [Cell(cell.id, name, "code", source, lines, folded, outputs)]
-
-    def _markdown(self, source: str) -> str:
-        html = MarkdownWithMath(self.prose).render(source)
-        Audit().feed(html)
-        return html
-
-    def _output(self, output: NotebookNode) -> Output:
-        if output.output_type == "error":
-            raise ReportError(f"the cell failed with {output.ename}: {output.evalue}")
-        if output.output_type == "stream":
-            # A warning, such as that of the stand-in for MNIST, must not be overlooked.
-            kind = "warning" if output.name == "stderr" else "text"
-            return Output(kind, _terminal(output.text.strip("\n")))
-        mime = next((m for m in RICHEST_FIRST if m in output.data), None)
-        if mime is None or any("widget" in m for m in output.data):
-            raise ReportError(f"cannot show an output of type {', '.join(output.data)}")
-        data = output.data[mime]
-        if mime == "text/html":
-            Audit().feed(data)
-            # What is interactive arrives as it is.
-            return Output("html", data if "<script" in data else _static(data))
-        if mime in ("text/markdown", "text/latex"):
-            return Output("prose", self._markdown(data))
-        if mime == "text/plain":
-            return Output("text", _terminal(data))
-        return _figure(mime, output)
-
-
-def _static(html: str) -> str:
-    """HTML whose tables and listings scroll where they are wider than the window."""
-    wide = r"(?s)<(table|pre)\b.*?</\1>"
-    return _unbroken(re.sub(wide, r'<div class="scroll" tabindex="0">\g<0></div>', html))
-
-
-def _terminal(text: str) -> str:
-    return _unbroken(escape(strip_ansi(text), quote=False))
-
-
-def _figure(mime: str, output: NotebookNode) -> Output:
-    """An image, with its description, at the width in CSS pixels that its metadata give."""
-    metadata = output.metadata.get(mime, {})
-    alt = metadata.get("alt", "").strip()
-    if not alt:
-        raise ReportError(f'a figure has no alt text: set metadata["{mime}"]["alt"]')
-    picture = _picture(mime, output.data[mime], metadata.get("width"))
-    narrow = None
-    if NARROW in output.data:
-        narrow = _picture("image/png", output.data[NARROW], NARROW_WIDTH)
-    small = picture.size is not None and picture.size[0] < MIN_WIDTH
-    return Output("image", alt=alt, picture=picture, narrow=narrow, small=small)
-
-
-def _picture(mime: str, data: str, width: int | None = None) -> Picture:
-    size = None
-    if mime == "image/svg+xml":
-        data = b64encode(data.encode()).decode()
-    elif mime == "image/png":
-        size = struct.unpack(">II", b64decode(data)[16:24])
-        size = (width, round(size[1] * width / size[0])) if width else size
-    return Picture(f"data:{mime};base64,{''.join(data.split())}", size)
+    if dangling:
+        raise ReportError(f"links lead to headings that are not there, such as {some}")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -368,12 +359,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("output", type=Path)
     options = parser.parse_args(arguments)
     try:
-        page = Report(options.notebook.resolve().parent).page(options.notebook.read_bytes())
+        page = html_page(options.notebook.read_bytes(), options.notebook.resolve().parent)
     except ReportError as error:
         print(f"{options.notebook}: {error}", file=sys.stderr)
         return 1
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(page, encoding="utf-8", newline="\n")
+    options.output.write_text(page + "\n", encoding="utf-8", newline="\n")
     print(f"{options.output}: {len(page.encode()) / 1e6:.1f} MB")
     return 0
 

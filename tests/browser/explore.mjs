@@ -2,9 +2,9 @@
 //
 //     node explore.mjs PAGE.html CHROMIUM ACTIONS [SCREENSHOTS]
 //
-// ACTIONS is JSON: a list of {explorer, move | click | touch | keys | dot | label | rerun | colors};
-// places are shares of the field that is touched, from its upper left corner. Each explorer is the
-// whole of an element of class "output". Prints, as JSON, what stood there after each action.
+// ACTIONS is JSON: a list of {explorer, move | click | swipe | keys | dot | label | rerun}; places are
+// shares of the field that is touched, from its upper left corner. Each explorer is the whole of an
+// element of class "output". Prints, as JSON, what stood there after each action.
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import path from "node:path";
@@ -16,7 +16,7 @@ const { chromium } = require("playwright-core");
 const axe = readFileSync(require.resolve("axe-core/axe.min.js"), "utf-8");
 const url = pathToFileURL(path.resolve(file)).href;
 const outputs = readFileSync(file, "utf-8").split('<div class="output">').slice(1);
-const found = { errors: [], states: [], axe: [], overflow: [], letters: [], grounds: [], milliseconds: [] };
+const found = { errors: [], states: [], axe: [], overflow: [], letters: [], milliseconds: [], swatches: {} };
 
 const browser = await chromium.launch({
   executablePath,
@@ -44,23 +44,18 @@ const ready = async (page) => {
   for (let i = 0; i < count; i++) await page.locator(".lab-explorer .panel").nth(i).waitFor();
 };
 
-const page = await open({ viewport: { width: 1280, height: 900 } });
+const page = await open({ viewport: { width: 1280, height: 700 } });
 await ready(page);
 const explorers = page.locator(".lab-explorer");
 const touch = await page.context().newCDPSession(page);
 
-const state = (root, places) => {
-  // Read from a copy, so that reading leaves the canvas as it is.
-  const copy = (canvas) => {
-    const pen = new OffscreenCanvas(canvas.width, canvas.height)
-      .getContext("2d", { willReadFrequently: true });
-    pen.drawImage(canvas, 0, 0);
-    return pen;
-  };
+const state = (root) => {
   const pixels = (canvas) => {
-    const { data } = copy(canvas).getImageData(0, 0, canvas.width, canvas.height);
-    const channel = (k) => [...data].filter((_, i) => i % 4 === k);
-    return [canvas.height, canvas.width, channel(0), channel(1), channel(2)];
+    // Read from a copy, so that reading leaves the canvas as it is.
+    const pen = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
+    pen.drawImage(canvas, 0, 0);
+    const { data } = pen.getImageData(0, 0, canvas.width, canvas.height);
+    return [canvas.height, canvas.width, ...[0, 1, 2].map((k) => [...data].filter((_, i) => i % 4 === k))];
   };
   const texts = (selector) => [...root.querySelectorAll(selector)].map((e) => e.textContent);
   const seen = {
@@ -70,18 +65,13 @@ const state = (root, places) => {
     strangers: window.strangers(),
     keysKept: [...root.querySelectorAll("[tabindex], button")]
       .every((element) => element.matches("[data-lm-suppress-shortcuts]")),
+    words: root.querySelector(".how").textContent,
   };
   if (root.matches(".plane-explorer")) {
-    const codes = root.querySelector(".field .coloured"), pen = copy(codes);
-    seen.colors = places.map(([x, y]) =>
-      [...pen.getImageData(x * codes.width, y * codes.height, 1, 1).data].slice(0, 3));
     seen.at = root.querySelector("output").textContent;
     seen.split = texts(".split p:first-child, .split span");
     seen.bar = root.querySelector(".bar").offsetHeight;
-    seen.names = [...root.querySelectorAll(".name")].map((e) => {
-      const { left, top, width, height } = e.getBoundingClientRect();
-      return { text: e.textContent, left, top, width, height };
-    });
+    seen.names = texts(".name");
     return seen;
   }
   // Points of a path, as the drawing has them and as they lie on the screen.
@@ -107,14 +97,12 @@ const state = (root, places) => {
     mean: points(".mean"),
     dots: points(".dots"),
     chosen: points(".chosen"),
-    faded: +getComputedStyle(root.querySelector(".dots")).strokeOpacity,
     ring: middle(root.querySelector("i")),
     box: [box.top, box.bottom],
     limits: [-view.y - view.height, -view.y],
     across: [...root.querySelectorAll(".across")].map(middle),
     up: [...root.querySelectorAll(".up")].map(middle),
     pressed: texts('[aria-pressed="true"]'),
-    words: root.querySelector(".how").textContent,
   };
 };
 
@@ -133,25 +121,25 @@ for (const action of JSON.parse(actions)) {
   if (action.move) await page.mouse.move(...place(action.move));
   if (action.click) await page.mouse.click(...place(action.click));
   if (action.dot !== undefined) {
-    const { left, top } = (await root.evaluate(state, [])).dots[action.dot];
+    const { left, top } = (await root.evaluate(state)).dots[action.dot];
     await page.mouse.move(left, Math.min(box.y + box.height - 2, Math.max(box.y + 2, top)));
   }
   if (action.label) await root.getByRole("button", { name: action.label, exact: true }).click();
-  if (action.touch) {
-    for (const [i, finger] of action.touch.entries()) {
-      const [x, y] = place(finger);
-      await touch.send("Input.dispatchTouchEvent", {
-        type: i ? "touchMove" : "touchStart", touchPoints: [{ x, y }],
-      });
-    }
+  for (const [i, finger] of (action.swipe ?? []).entries()) {
+    const [x, y] = place(finger);
+    const type = i ? "touchMove" : "touchStart";
+    await touch.send("Input.dispatchTouchEvent", { type, touchPoints: [{ x, y }] });
+    await page.waitForTimeout(30);
+  }
+  if (action.swipe) {
     await touch.send("Input.dispatchTouchEvent", { type: "touchEnd", touchPoints: [] });
-    await page.waitForTimeout(100);
+    await page.waitForTimeout(200);
   }
   if (action.keys) {
     await field.focus();
     for (const key of action.keys) await page.keyboard.press(key);
   }
-  found.states.push(await explorers.nth(action.explorer).evaluate(state, action.colors ?? []));
+  found.states.push(await explorers.nth(action.explorer).evaluate(state));
 }
 
 // How long the answers to a pointer take.
@@ -168,15 +156,12 @@ for (const field of await page.locator(".lab-explorer .field").all()) {
   }));
 }
 
-for (const colorScheme of ["light", "dark"]) {
+// Every theme and width: what axe says, contrast included, and whether colours that explain remain.
+const themes = { light: {}, dark: { colorScheme: "dark" }, contrast: { colorScheme: "dark", forcedColors: "active" } };
+for (const [theme, options] of Object.entries(themes)) {
   for (const width of [400, 1280]) {
-    const shot = await open({ colorScheme, viewport: { width, height: 900 } });
+    const shot = await open({ ...options, viewport: { width, height: 900 } });
     await ready(shot);
-    found.grounds.push(await shot.locator(".lab-explorer").evaluateAll((roots) =>
-      roots.map((root) => [
-        root.style.getPropertyValue("--ground"),
-        getComputedStyle(root.querySelector("figure canvas")).filter,
-      ])));
     const excess = await shot.evaluate(() => document.documentElement.scrollWidth - innerWidth);
     if (excess > 0) found.overflow.push(`${excess} px at ${width} px`);
     found.letters.push(...await shot.evaluate(() => {
@@ -187,13 +172,20 @@ for (const colorScheme of ["light", "dark"]) {
       }
       return sizes;
     }));
+    found.swatches[theme] = await shot.evaluate(() =>
+      [...document.querySelectorAll(".plane-explorer .parts span")].slice(0, 2).map((span) => {
+        const { backgroundColor, printColorAdjust } = getComputedStyle(span, "::before");
+        return [backgroundColor, printColorAdjust];
+      }));
     await shot.evaluate(axe);
-    const { violations } = await shot.evaluate(() => window.axe.run());
-    found.axe.push(...violations.map(({ id, nodes }) => `${id}, ${colorScheme}, ${width}: ${nodes[0].html}`));
+    // In a contrast theme axe reads the colours that the theme replaces.
+    const rules = { "color-contrast": { enabled: theme !== "contrast" } };
+    const { violations } = await shot.evaluate((rules) => window.axe.run({ rules }), rules);
+    found.axe.push(...violations.map(({ id, nodes }) => `${id}, ${theme}, ${width}: ${nodes[0].html}`));
     if (screenshots) {
       for (const [i, root] of (await shot.locator(".lab-explorer").all()).entries()) {
         await root.locator(".field").hover({ position: { x: 220, y: 90 } });
-        await root.screenshot({ path: `${screenshots}/explorer-${i}-${colorScheme}-${width}.png` });
+        await root.screenshot({ path: `${screenshots}/explorer-${i}-${theme}-${width}.png` });
       }
     }
     await shot.context().close();
@@ -203,7 +195,6 @@ for (const colorScheme of ["light", "dark"]) {
 const plain = await open({ javaScriptEnabled: false });
 found.withoutScript = await plain.locator(".lab-explorer").evaluateAll((roots) => roots.map((root) => ({
   text: root.innerText.trim(),
-  height: root.offsetHeight,
   images: [...root.querySelectorAll("img")].map(({ naturalWidth, width, alt }) => ({ naturalWidth, width, alt })),
 })));
 await browser.close();

@@ -39,7 +39,6 @@
   button.addEventListener("click", () => {
     const fold = button.textContent.startsWith("Fold");
     for (const source of sources) source.open = !fold;
-    document.documentElement.classList.toggle("folded", fold); // print leaves the code out, too
     button.textContent = fold ? "Unfold all code" : "Fold all code";
   });
 

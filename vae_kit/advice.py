@@ -1,0 +1,53 @@
+"""Warnings of what the numbers of a run alone would not tell."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from torch import Tensor
+
+from vae_helpers import MIN_SCALE
+
+__all__ = ["warn_of_clipping", "warn_of_floor", "warn_of_other_weights", "warn_of_sizes"]
+
+
+def warn_of_sizes(x: Tensor) -> None:
+    """Warn of data ``(B, ...)`` far from zero or, in a table, of columns of very different size."""
+    centre, spread = x.mean(0), x.std(0, unbiased=False)
+    far = len(x) > 1 and centre.square().mean() > 100 * spread.square().mean()
+    sizes = spread[spread > 0] if x.ndim == 2 else spread.new_ones(1)
+    largest = sizes.max() if len(sizes) else 0
+    uneven = largest > 100 * sizes.median() or (largest > 3 and largest > 100 * sizes.min())
+    if far or uneven:
+        what = "lie far from zero" if far else "have columns of very different size"
+        warnings.warn(f"the data {what}: standardise them, so that σ fits all", stacklevel=6)
+
+
+def warn_of_clipping(clipped: int, steps: int) -> None:
+    """Warn where the gradient was clipped in many steps; on uneven data, some are ordinary."""
+    if clipped > max(3, steps / 4):
+        warnings.warn(
+            f"the gradient was unusually large, or not finite, in {clipped} of {steps} steps and "
+            "was clipped there: a lower lr may end better",
+            stacklevel=5,
+        )
+
+
+def warn_of_floor(scales: Tensor) -> None:
+    """Warn where σ, ``(B, ...)``, is next to its floor for half of the points or more."""
+    if scales.median(0).values.min() < 2 * MIN_SCALE:
+        warnings.warn(
+            f"the decoder's σ has reached its floor, {MIN_SCALE}, so the −ELBO says little: some "
+            "of the data are constant, or all are very small",
+            stacklevel=5,
+        )
+
+
+def warn_of_other_weights(path: Any) -> None:
+    """Warn that a checkpoint's weights took the place of those of a model that is not its own."""
+    warnings.warn(
+        f"{path} holds a run that began with other weights than the model had: it was read, and "
+        "the weights given are gone; for another model give another file",
+        stacklevel=4,
+    )

@@ -1,0 +1,51 @@
+"""Every random stream from a seed."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = ["seed_from", "seeded"]
+
+
+def seed_from(*key: int) -> int:
+    """One seed from several numbers: independent streams for neighbouring keys."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+
+
+@contextlib.contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Within it every global generator that data or a model may draw from is seeded by ``key``.
+
+    Afterwards each has its old state again.
+    """
+    generators = _generators()
+    before = [read() for read, _ in generators]
+    try:
+        seed = seed_from(*key)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)  # on CPU, CUDA and MPS
+        yield
+    finally:
+        for (_, write), state in zip(generators, before, strict=True):
+            write(state)
+
+
+def _generators() -> list[tuple[Callable[[], Any], Callable[[Any], None]]]:
+    """How to read and to set the state of each generator."""
+    found: list[tuple[Callable[[], Any], Callable[[Any], None]]] = [
+        (random.getstate, random.setstate),
+        (np.random.get_state, np.random.set_state),
+        (torch.get_rng_state, torch.set_rng_state),
+    ]
+    if torch.cuda.is_available():
+        found.append((torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all))
+    if torch.backends.mps.is_available():
+        found.append((torch.mps.get_rng_state, torch.mps.set_rng_state))
+    return found

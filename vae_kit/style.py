@@ -1,0 +1,231 @@
+"""Style of figures, their files, and what a notebook stores of them.
+
+Figures behave as matplotlib's own, in scripts and in notebooks: they stay open until they are
+shown or saved. Each says in words, in its ``alt``, what it shows. All its colours are the lab's.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib import patheffects
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from PIL import Image, ImageChops
+from torch import Tensor
+
+from .arrays import as_tensor
+from .displays import number
+
+__all__ = ["CLASS_COLORS", "DOTS", "GREY", "HALO", "INK", "NARROW", "PAD", "TEST_COLOR"]
+__all__ += ["TRAIN_COLOR", "WIDTH", "LabFigure", "array", "beside", "class_labels", "describe"]
+__all__ += ["ink", "mosaic", "new_figure", "save_figure", "set_ticks", "styled"]
+
+# Okabe & Ito's blue and orange-red, which the colour-blind tell apart; dark enough to be read.
+TRAIN_COLOR, TEST_COLOR = "#0072B2", "#C65300"
+# Ten colours that stay apart under each kind of colour blindness (Petroff 2021, arXiv 2107.02270).
+CLASS_COLORS = (
+    *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
+    *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
+)
+INK, GREY = "#222222", "#595959"
+# Inches: a page shows 100 pixels of each, so 9.5 points, the smallest letters, are 13 pixels high.
+WIDTH, NARROW, PAD = 8.6, 3.6, 0.03
+_DPI = 200
+HALO = [patheffects.withStroke(linewidth=3, foreground="white")]
+DOTS: Any = {"marker": ".", "mew": 0, "ls": "", "rasterized": True}  # clouds, not vectors
+
+_DRAWN = (
+    *("axes", "figure", "font", "grid", "hatch", "image", "lines", "markers", "mathtext"),
+    *("patch", "path", "savefig", "svg", "text", "xtick", "ytick"),
+)
+_NOT_DRAWN = (
+    *("figure.hooks", "figure.max_open_warning", "figure.raise_window"),
+    *("savefig.directory", "savefig.format"),
+)
+# matplotlib's own defaults, whatever the user's style, and over them the lab's.
+_STYLE: Any = {
+    name: value
+    for name, value in mpl.rcParamsDefault.items()
+    if name.partition(".")[0] in _DRAWN and name not in _NOT_DRAWN
+} | {
+    "font.size": 9.5,
+    "axes.labelsize": 10.5,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.titlecolor": GREY,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "svg.hashsalt": "vae-lab",  # the same figure gives the same file
+    "svg.fonttype": "none",
+}
+
+
+@contextlib.contextmanager
+def styled() -> Iterator[None]:
+    """Within it matplotlib draws in the lab's style; also to decorate functions that draw.
+
+    ``rc_context`` would take back what a notebook's backend sets when the first figure wakes it.
+    """
+    before = {name: mpl.rcParams[name] for name in _STYLE}
+    mpl.rcParams.update(_STYLE)
+    try:
+        yield
+    finally:
+        mpl.rcParams.update(before)
+
+
+class LabFigure(Figure):
+    """A figure that says what it shows, and may have a drawing of its own for narrow pages."""
+
+    alt = ""
+    """What the figure shows, in words, for those who cannot see it."""
+    narrow: Callable[[], Figure] | None = None
+    """Draws the same for a page 400 pixels wide."""
+
+    # Some parts are made only when they are drawn, whoever asks for it.
+    draw = styled()(Figure.draw)
+    savefig = styled()(Figure.savefig)
+
+    def _repr_mimebundle_(self, **_: Any) -> Any:
+        if "inline" not in mpl.get_backend():
+            return {}
+        picture = _Picture(self)
+        plt.close(self)  # else the notebook would show it a second time at the end of the cell
+        return picture._repr_mimebundle_()
+
+
+class _Picture:
+    """What a notebook stores of a figure: PNG files by type, and what is said of them."""
+
+    def __init__(self, figure: Figure) -> None:
+        self.alt = getattr(figure, "alt", "")
+        self.width = round(100 * figure.get_figwidth())
+        self.files = {"image/png": _png(figure)}
+        if narrow := getattr(figure, "narrow", None):
+            drawn = narrow()
+            self.files["application/vnd.vae-lab.narrow+png"] = _png(drawn)
+            plt.close(drawn)
+
+    def __repr__(self) -> str:
+        return self.alt
+
+    def _repr_mimebundle_(self, **_: Any) -> Any:
+        data = {kind: base64.b64encode(file).decode() for kind, file in self.files.items()}
+        metadata = {"image/png": {"alt": self.alt, "width": self.width}}
+        return {"text/plain": self.alt, **data}, metadata
+
+
+def _png(figure: Figure) -> bytes:
+    """The figure as an opaque PNG file, with 256 colours where no eye can tell them from all."""
+    drawn, file = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=_DPI)
+    picture = Image.open(drawn).convert("RGB")
+    few = picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    lost = np.asarray(ImageChops.difference(picture, few.convert("RGB")))
+    picture = few if lost.max() <= 20 else picture  # of 255 levels
+    picture.save(file, format="png", dpi=(_DPI, _DPI), optimize=True)
+    return file.getvalue()
+
+
+@styled()
+def new_figure(rows: int = 1, columns: int = 1, **options: Any) -> tuple[LabFigure, Any]:
+    """``plt.subplots`` in the lab's style and width. Say in ``figure.alt`` what it shows."""
+    given: Any = {"figsize": (WIDTH, 4.6), "layout": "constrained"} | options
+    figure: Any
+    figure, axes = plt.subplots(rows, columns, FigureClass=LabFigure, **given)
+    return figure, axes
+
+
+def save_figure(figure: Figure, name: str, folder: str | os.PathLike[str] = "") -> _Picture:
+    """Write ``name`` as PNG and SVG, close the figure, and return it for a notebook.
+
+    Where there is a drawing for narrow pages, it becomes ``name_narrow.png``. The folder is by
+    default ``VAE_LAB_FIGURES``, else ``build/figures``, so that a trial run does not touch the
+    figures of the report. Raises ``ValueError`` where the figure does not say what it shows.
+    """
+    if not getattr(figure, "alt", ""):
+        raise ValueError(f'say what {name} shows, for those who cannot see it: figure.alt = "…"')
+    place = Path(folder or os.environ.get("VAE_LAB_FIGURES", "build/figures")).expanduser()
+    place.mkdir(parents=True, exist_ok=True)
+    for known in (".png", ".svg"):
+        name = name.removesuffix(known)
+    picture = _Picture(figure)
+    for suffix, file in zip(("", "_narrow"), picture.files.values(), strict=False):
+        (place / f"{name}{suffix}.png").write_bytes(file)
+    figure.savefig(place / f"{name}.svg", dpi=_DPI, metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+    return picture
+
+
+def describe(ax: Axes, text: str) -> LabFigure:
+    """Add to the ``alt`` of the figure that holds these axes, and return the figure."""
+    figure: Any = ax.figure
+    figure.alt = f"{getattr(figure, 'alt', '')} {text}".strip()
+    lab_figure: LabFigure = figure
+    return lab_figure
+
+
+def beside(ax: Axes, y: float, text: str, down: float = 0, **style: Any) -> None:
+    """A label right of the panel, at a height, or by so many points below it."""
+    ax.annotate(text, (1, y), (6, -down), xycoords=("axes fraction", "data"), va="center",
+                textcoords="offset points", annotation_clip=False, **style)  # fmt: skip
+
+
+def set_ticks(axis: Any, count: int, integer: bool = False) -> None:
+    """At most ``count`` steps at round numbers, written by ``number``."""
+    axis.set_major_locator(MaxNLocator(count, integer=integer, steps=[1, 2, 5, 10]))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: number(x)))
+
+
+def array(data: Any) -> np.ndarray:
+    """Tensors, arrays, tables and lists as an array: where data enter a figure."""
+    x = as_tensor(data)
+    if isinstance(x, Tensor):
+        return (x.double() if x.is_floating_point() else x).cpu().numpy()
+    return np.asarray(x)
+
+
+def class_labels(labels: Any, count: int) -> np.ndarray:
+    """Whole numbers ``(count,)``; ``ValueError`` for other labels."""
+    found = array(labels)
+    if found.shape != (count,) or found.dtype.kind not in "iub":
+        raise ValueError(f"labels are {count:,} whole numbers; got {found.dtype} of {found.shape}")
+    return found.astype(int)
+
+
+def ink(images: Any) -> np.ndarray:
+    """Images ``(N, C, H, W)``, 8-bit or in [0, 1], as ``(N, H, W, C)``; grey is ink on white."""
+    x = array(images)
+    if x.ndim != 4 or x.shape[1] not in (1, 3):
+        raise ValueError(f"images are (N, C, H, W), of one channel or three; got {x.shape}")
+    if x.dtype.kind in "iu" and x.max(initial=0) > 1:
+        x = x / 255
+    x = np.clip(x, 0, 1).astype(float).transpose(0, 2, 3, 1)
+    return 1 - x if x.shape[3] == 1 else x
+
+
+def mosaic(images: Any, columns: int, margin: int = 0) -> np.ndarray:
+    """Images as ``ink`` takes them, in rows of ``columns``: one picture ``(H, W, 3)``."""
+    tiles = ink(images)
+    empty, edge = -len(tiles) % columns, (margin, margin)
+    tiles = np.pad(tiles, ((0, empty), edge, edge, (0, 0)), constant_values=1)
+    count, height, width, channels = tiles.shape
+    grid = tiles.reshape(count // columns, columns, height, width, channels).swapaxes(1, 2)
+    picture = grid.reshape(count // columns * height, columns * width, channels)
+    return np.broadcast_to(picture, (*picture.shape[:2], 3))
