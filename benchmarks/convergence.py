@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -241,7 +242,7 @@ def report(results: dict[str, Result]) -> None:
     for title, fits in parts.items():
         text += f"\n## {title.capitalize()}\n\n{table(HEAD, [row(one) for one in fits])}"
     text += f"\n*{machine(torch.get_num_threads())}*\n"
-    REPORT.write_text(text.replace(" -", " −"), encoding="utf-8")
+    REPORT.write_text(re.sub(r"(?<=[ (])-(?=\d)", "−", text), encoding="utf-8")
 
 
 def main() -> None:

@@ -33,9 +33,7 @@ POINTS = torch.randint(-30, 30, (20, 6), generator=torch.Generator().manual_seed
 POINTS[3, 2] = RARE = -31 / 8
 
 
-class Items(Dataset):
-    """A dataset whose items are made of its points, one at a time, by a function."""
-
+class Items(Dataset):  # a dataset whose items are made of its points, one at a time, by a function
     def __init__(self, item=lambda row: row, points=POINTS):
         self.item, self.points = item, points
 
@@ -46,23 +44,17 @@ class Items(Dataset):
         return self.item(self.points[index])
 
 
-class Whole(Items):
-    """One that serves whole index lists as a batch, with labels."""
-
+class Whole(Items):  # one that serves whole index lists as a batch, with labels
     def __getitems__(self, index):
         return self.points[index], index
 
 
-class Shifted(TensorDataset):
-    """A TensorDataset that gives other items than its tensors hold."""
-
+class Shifted(TensorDataset):  # a TensorDataset that gives other items than its tensors hold
     def __getitem__(self, i):
         return (self.tensors[0][i] + 1,)
 
 
-class View(np.ndarray):
-    """A dense array with a method that sparse ones have."""
-
+class View(np.ndarray):  # a dense array with a method that sparse ones have
     def toarray(self):
         return np.asarray(self)
 
@@ -71,8 +63,7 @@ def source(data, name="train", dtype=torch.float32, transform=None, workers=0):
     return Batches(data, name, CPU, dtype, transform, workers)
 
 
-def served(data, **options):
-    """All points in order, in the model's space."""
+def served(data, **options):  # all points in order, in the model's space
     batches = source(data, **options)
     x = torch.cat([batch.x for batch in batches.load(batches.indices(7))])
     batches.close()
@@ -92,8 +83,6 @@ def masked(x, at=()):
 def frame(x, dtype=float):
     return pandas.DataFrame(x.numpy(), columns=list("abcdef")).astype(dtype)
 
-
-# -------------------------------------------------------------------- what a data set may be
 
 TAKEN = {
     "half precision": lambda x: x.half(),
@@ -205,7 +194,7 @@ REFUSED = {  # data, and a word of what is said
     "a sparse matrix": (scipy.sparse.csr_matrix(POINTS.numpy()), "toarray"),
     "a sparse tensor": (POINTS.to_sparse(), "to_dense"),
     "a set": (set(POINTS), "__getitem__"),
-    "a stream": (IterableDataset(), "IterableDataset"),
+    "a stream": (type("Stream", (IterableDataset,), {"__iter__": iter})(), "Stream"),
     "a number": (7, "int"),
     "None": (None, "NoneType"),
     "items that are dicts": (Items(lambda row: {"label": 3, "x": row}), "'label', 'x'"),
@@ -263,9 +252,6 @@ def test_a_transform_may_return_an_array_and_must_return_every_point_in_floats()
             served(POINTS, transform=transform)
 
 
-# ------------------------------------------------------------------------------ memory and disk
-
-
 def test_the_memory_of_arrays_is_shared_and_not_written_to():
     array = POINTS.numpy().copy()
     array.setflags(write=False)
@@ -287,9 +273,7 @@ def test_windows_over_a_series_are_never_copied_whole(way):
     assert most < 40e6
 
 
-class OnDisk:
-    """A file's data set, of which rows are read in increasing order only, as by h5py."""
-
+class OnDisk:  # a file's data set, of which rows are read in increasing order only, as by h5py
     dtype = np.dtype(float)
 
     def __init__(self, rows):
@@ -329,9 +313,6 @@ def test_where_the_points_lie_makes_no_difference(kind, workers, tmp_path):
         history = run(model, data, test=POINTS, epochs=2, batch_size=6, workers=n)
         found.append([history.train.values, *map(torch.Tensor.detach, model.parameters())])
     assert all(map(np.array_equal, *found))
-
-
-# ------------------------------------------------------------------------ order and batches
 
 
 def test_batches_hold_each_row_once_in_order_or_shuffled_by_the_whole_key():
@@ -389,9 +370,6 @@ def test_a_first_look_is_at_points_at_random_the_same_for_a_seed():
     assert len(set(rows)) == 8 and rows != sorted(rows)
 
 
-# ------------------------------------------------------------------- randomness of the data
-
-
 def draw(x):
     return x + torch.rand(()) + np.random.rand() + random.random()
 
@@ -419,8 +397,7 @@ class Noted(Items):
         return torch.tensor([index, *drawn, os.getpid()], dtype=torch.float64)
 
 
-def drawn_with(workers, seed=0):
-    """What was drawn for each item, in two epochs: ``(2, 20, 3)``."""
+def drawn_with(workers, seed=0):  # what was drawn for each item, in two epochs: ``(2, 20, 3)``
     batches, epochs = source(Noted(), dtype=torch.float64, workers=workers), []
     for epoch in (1, 2):
         with seeded(seed, epoch):
@@ -444,9 +421,6 @@ def test_workers_draw_the_same_whatever_their_number_and_never_twice():
     assert generator_states() == before
     for generator in one.unbind(-1):
         assert generator.unique().numel() == 40
-
-
-# ------------------------------------------------------------------------ what identifies data
 
 
 def test_a_dataset_is_told_by_items_from_all_over_it_and_by_its_length():
@@ -508,9 +482,6 @@ def test_workers_shut_down(end):
     assert end == "failed" or max(at_work) >= 2, "there were workers"
     assert len(children()) == before
     assert not multiprocessing.active_children()
-
-
-# ------------------------------------------------------------------------- seeds, checks, devices
 
 
 def test_a_key_seeds_every_generator_and_each_has_its_old_state_afterwards():

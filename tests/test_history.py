@@ -8,15 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from tools import Executed, history_of, run, tiny_vae
+from tools import Executed, history_of
 from vae_kit.history import Curve, History
 
 
 def noise(rows, points):
     return np.random.default_rng(0).normal(-800, 50, (rows, points))
-
-
-# ---------------------------------------------------------------------------- what it holds
 
 
 def test_rows_averages_and_standard_errors_are_those_of_the_points():
@@ -67,24 +64,6 @@ def test_a_sample_of_points_is_kept_in_order_and_the_averages_are_of_all(keep_po
         assert keep_points != 7 or 20 < curve.index.mean() < 80  # not the first ones
 
 
-def test_a_single_point_has_an_average_and_no_standard_error():
-    history = history_of([[3.0], [2.0]])
-    assert history.test.mean.tolist() == [3, 2]
-    assert np.isnan(history.test.se).all()
-
-
-def test_training_with_a_thinned_cloud_gives_the_averages_of_the_whole():
-    data, found = torch.randn(30, 6), []
-    for keep_points in (None, 5):
-        torch.manual_seed(0)
-        found.append(run(tiny_vae(), data, epochs=2, keep_points=keep_points))
-    for split, rows in (("train", 2), ("test", 3), ("train_end", 1)):
-        whole, thin = (getattr(history, split) for history in found)
-        assert thin.values.shape == (rows, 5)
-        assert np.array_equal(thin.values, whole.values[:, thin.index])
-        assert np.array_equal(thin.mean, whole.mean) and np.array_equal(thin.se, whole.se)
-
-
 def test_its_line_tells_epochs_time_and_both_ends():
     history = history_of(np.full((3, 4), -1212.25), np.full((2, 4), -13.75))
     expected = (
@@ -95,15 +74,13 @@ def test_its_line_tells_epochs_time_and_both_ends():
     assert history._repr_markdown_() == expected.replace("+/-", "±").replace("-", "−")
     assert "train -20.00 " in repr(history_of(np.zeros((3, 4)), end=np.full(4, -20.0)))
     assert repr(history_of(np.zeros((1, 4)))) == "History of 0 epochs"
+    assert np.isnan(history_of([[3.0], [2.0]]).test.se).all(), "of a single point there is none"
     assert "clipped" not in repr(history_of(np.zeros((2, 4))))
     assert repr(history_of(np.zeros((4, 4)))).endswith("clipped in 3 steps")
     last = history_of([[1.0], [2.0], [-1234.567]], [[5.0], [4.25]]).last()
     assert last == "-ELBO train 4.25, test -1,234.57"
     for encoding in ("ascii", "cp1252", "cp437"):
         print(history, file=io.TextIOWrapper(io.BytesIO(), encoding))
-
-
-# -------------------------------------------------------------------------------- its file
 
 
 @pytest.mark.parametrize(

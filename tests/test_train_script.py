@@ -28,8 +28,7 @@ def results_of(folder):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A folder of a run in a process of its own, and what it said."""
+def finished(tmp_path_factory):  # a folder of a run in a process of its own, and what it said
     folder = tmp_path_factory.mktemp("run") / "a" / "b"
     options = folder.parents[1] / "options.txt"
     given = [*SMALL, "--prior=mixture", "--samples=10"]
@@ -42,19 +41,12 @@ def finished(tmp_path_factory):
     return folder, run
 
 
-def test_a_log_file_gets_plain_lines(finished):
-    _, run = finished
+def test_lines_and_results_agree_with_the_history(finished):
+    folder, run = finished
     first, *epochs, last = run.stdout.splitlines()
-    assert "1,500 train" in first and "297 test" in first
-    number = r"-?\d+\.\d+"
-    said = [rf"epoch {k}/4: -ELBO train {number}, test {number}" for k in range(1, 5)]
-    assert all(map(re.fullmatch, said, epochs)) and len(epochs) == 4
-    assert last.startswith("4 epochs")
-    assert run.stderr == ""
-
-
-def test_results_agree_with_the_history(finished):
-    folder, _ = finished
+    assert "1,500 train" in first and last.startswith("4 epochs") and run.stderr == ""
+    said = [rf"epoch {k}/4: -ELBO train -?\d+\.\d+, test -?\d+\.\d+" for k in range(1, 5)]
+    assert len(epochs) == 4 and all(map(re.fullmatch, said, epochs))
     curve = [f"learning_curve{end}" for end in (".png", ".svg", "_narrow.png")]
     assert set(os.listdir(folder)) - {*curve} == {"checkpoint.pt", "history.npz", "results.json"}
     assert (folder / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
@@ -79,8 +71,7 @@ def test_results_agree_with_the_history(finished):
 
 
 @pytest.fixture
-def unseen(monkeypatch):
-    """No figure is drawn, which takes longer than the run."""
+def unseen(monkeypatch):  # no figure is drawn, which takes longer than the run
     monkeypatch.setattr(train, "plot_learning_curve", lambda *_: None)
     monkeypatch.setattr(train, "save_figure", lambda *_: None)
 
@@ -158,13 +149,6 @@ def test_every_option_is_handed_to_fit_or_makes_the_model(monkeypatch, tmp_path)
         model, _, settings = handed(monkeypatch, tmp_path, f"--decoder={decoder}")
         assert type(model.decoder) is kind
         assert settings["transform"] is transform
-
-
-def test_help_is_complete(capsys):
-    with pytest.raises(SystemExit, match=r"^0$"):
-        train.main(["--help"])
-    text = capsys.readouterr().out
-    assert all(word in text for word in ("torchrun", "Exit codes", "--keep-points"))
 
 
 def run_away(raw):

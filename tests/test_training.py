@@ -45,9 +45,6 @@ def curves(history):
     return [curve.values for curve in (history.train, history.test, history.train_end)]
 
 
-# ------------------------------------------------------------------- the loop, written out
-
-
 def seed_of(*key):
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
 
@@ -128,9 +125,7 @@ def plain_fit(model, x, test, *, epochs, batch_size, lr, seed=0, kl_warmup=0):
     return [torch.stack(rows).numpy() for rows in found], rates.mean(1), clip.clipped
 
 
-class Squared(lab.VAE):
-    """A loss that neither is the −ELBO nor has its gradient's direction."""
-
+class Squared(lab.VAE):  # a loss that neither is the −ELBO nor has its gradient's direction
     def loss(self, x):
         return self.elbo(x).value.square().mean() / 10
 
@@ -178,9 +173,6 @@ def test_fit_is_a_plain_loop_to_the_last_bit(kind):
         ours, test, device="cpu", precision="float32", seed=settings.get("seed", 0)
     )
     assert history.kl[-1] == pytest.approx(evaluated.kl.mean().item(), rel=1e-5)
-
-
-# -------------------------------------------------------------- rates, and clipping by itself
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(1, 7), (3, 250), (4, 30), (8, 100), (23, 101)])
@@ -291,9 +283,6 @@ def test_every_point_gets_its_own_value_whatever_the_batch_size(linear, n, batch
     assert {p.dtype for p in model.parameters()} == {torch.float64}
 
 
-# -------------------------------------------------------------------- what surrounds the call
-
-
 @contextlib.contextmanager
 def float64_by_default():
     torch.set_default_dtype(torch.float64)
@@ -358,9 +347,6 @@ def test_frozen_weights_stay_and_a_model_of_them_alone_is_refused():
     assert not torch.equal(weights_of(model.decoder), weights_of(before.decoder))
     with pytest.raises(ValueError, match="gradient"):
         run(vae().requires_grad_(False), points())
-
-
-# ------------------------------------------------------------- a loss of one's own, and parts
 
 
 def own_method(model):
@@ -445,9 +431,6 @@ def test_a_part_that_gives_no_distribution_is_told_in_words():
     assert len(run(foreign, points())) == 1
 
 
-# ---------------------------------------------------------------------- progress and endings
-
-
 def test_progress_is_a_bar_or_nothing_or_a_function_of_the_history(capsys, monkeypatch):
     lengths = []
     run(vae(), points(), epochs=3, progress=lambda history: lengths.append(len(history)))
@@ -502,9 +485,6 @@ def test_ctrl_c_leaves_a_usable_model_and_the_epochs_so_far(calls, epochs, capsy
     assert len(run(model, data)) == 1
 
 
-# ----------------------------------------------------------------------------------- settings
-
-
 SENSELESS = {
     "epochs": (0, -1, 1.5, None, "3"), "batch_size": (0, -3, 2.0),
     "lr": (0, -1e-3, math.nan, math.inf, "1e-3", None, True, 1j), "seed": (-1, 1.0, True, None),
@@ -542,9 +522,6 @@ def test_without_a_batch_size_the_one_of_the_data_is_taken_and_recorded():
         assert history.settings == Settings(epochs=1, batch_size=32, precision="float32", lr=4e-3)
 
 
-# --------------------------------------------------------------------------------- evaluation
-
-
 def test_evaluate_gives_both_terms_for_every_point_in_order(linear):
     x, model = linear.data(2345), linear.vae(analytic_kl=False)  # more than two batches
     elbo = evaluate(model, x, device="cpu", precision="float32")
@@ -556,46 +533,40 @@ def test_evaluate_gives_both_terms_for_every_point_in_order(linear):
     assert not torch.equal(first, other)
 
 
-class Sizes(nn.Module):
-    """A part that notes how many points it is given, and in which mode."""
-
-    def __init__(self, part):
-        super().__init__()
-        self.part, self.seen = part, []
-
-    def forward(self, x):
-        self.seen.append((self.training, len(x)))
-        return self.part(x)
+def noted(module):
+    """A list that grows by the size of each batch, and the mode in which the module met it."""
+    seen = []
+    module.register_forward_hook(
+        lambda _, given, out: seen.append((len(given[0]), module.training))
+    )
+    return seen
 
 
 @pytest.mark.parametrize(("batch_size", "most"), [(4, 32), (10, 80), (300, 1000)])
 def test_evaluation_in_fit_takes_a_few_training_batches_at_once(batch_size, most):
     model, data = vae(decoder=lab.DecoderGaussian), points(1100)
-    model.encoder = Sizes(model.encoder)
+    seen = noted(model.encoder)
     run(model, data[:300], test=data, batch_size=batch_size)
-    first, *evaluated = [size for training, size in model.encoder.seen if not training]
+    first, *evaluated = [size for size, training in seen if not training]
     assert first == min(most, 300), "where σ begins"
     # Before and after the epoch, and train and a look at σ in the end.
     assert sum(evaluated) == 2 * 1100 + 300 + most
     assert max(evaluated) == most
-    assert max(size for training, size in model.encoder.seen if training) == batch_size
+    assert max(size for size, training in seen if training) == batch_size
 
 
 def test_evaluate_takes_as_many_points_at_once_as_it_is_told():
-    model = vae(decoder=lambda net: Sizes(FIXED(net))).train()
+    model = vae().train()
+    seen = noted(model.decoder)
     assert evaluate(model, points(), device="cpu", batch_size=8).kl.shape == (20,)
-    assert model.decoder.seen == [(False, size) for size in (8, 8, 4)]
+    assert seen == [(8, False), (8, False), (4, False)]
     assert model.training and model.decoder.training
     for wrong in ({"batch_size": 0}, {"batch_size": 2.0}, {"precision": "float16"}, {"seed": -1}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             evaluate(model, points(), device="cpu", **wrong)
 
 
-# ------------------------------------------------------------------- numbers that are not finite
-
-
-def place(number):
-    """Data of which the fifth point holds this number."""
+def place(number):  # data of which the fifth point holds this number
     data = points(20)
     data[4, 3] = number
     return data
@@ -621,28 +592,17 @@ def test_a_number_that_is_not_finite_is_told_with_place_and_term(number):
         evaluate(vae(), place(number), device="cpu")
 
 
-class Blowing(nn.Module):
-    """A network or prior that gives no number any more from its nth training pass on."""
-
-    def __init__(self, part, n):
-        super().__init__()
-        self.part, self.passes = part, n
-
-    def forward(self, *condition):
-        self.passes -= self.training
-        if self.passes > 0:
-            return self.part(*condition)
-        normal = Normal(torch.full((2,), math.inf), torch.ones(2), validate_args=False)
-        return condition[0] * math.inf if condition else Independent(normal, 1, validate_args=False)
-
-
-@pytest.mark.parametrize(("part", "term"), [("decoder", "log_likelihood"), ("prior", "kl")])
+@pytest.mark.parametrize(("part", "term"), [("decoder.net", "log_likelihood"), ("prior", "kl")])
 def test_a_term_that_is_not_finite_is_named_with_epoch_and_step(part, term):
-    model = vae()  # five steps an epoch: epoch 2, step 2
-    if part == "decoder":
-        model.decoder.net.append(Blowing(nn.Identity(), 7))
-    else:
-        model.prior = Blowing(model.prior, 7)
+    model, passes = vae(), []
+    nowhere = Normal(torch.full((2,), math.inf), torch.ones(2), validate_args=False)
+
+    def blow(module, given, out):  # from the second step of the second epoch on
+        passes.extend([1] * module.training)
+        prior = Independent(nowhere, 1, validate_args=False)
+        return None if len(passes) < 7 else prior if part == "prior" else out * math.inf
+
+    model.get_submodule(part).register_forward_hook(blow)
     with pytest.raises(FloatingPointError, match=f"epoch 2, step 2: {term} .* 4 of"):
         run(model, points(), epochs=3, batch_size=4)
 
