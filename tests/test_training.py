@@ -37,6 +37,15 @@ def vae(kind=lab.VAE, decoder=FIXED, still=False, **options):
     return kind(encoder, plain.decoder, plain.prior, **options)
 
 
+def noted(module):
+    """A list that grows by the size of each batch, and the mode in which the module met it."""
+    seen = []
+    module.register_forward_hook(
+        lambda _, given, out: seen.append((len(given[0]), module.training))
+    )
+    return seen
+
+
 def weights_of(model):
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
@@ -247,8 +256,9 @@ class Jolted(lab.VAE):
 def test_clipped_steps_are_counted_by_epoch_and_told_where_they_are_many():
     history = run(Jolted({7, 10, 12}), points(), batch_size=5, epochs=5)  # few: no warning
     assert history.clipped.tolist() == [0, 1, 2, 0, 0]
-    with pytest.warns(UserWarning, match="6 of 20 steps.* lower lr"):
+    with pytest.warns(UserWarning, match="6 of 20 steps.* lower lr") as told:
         run(Jolted({3, 6, 9, 12, 15, 18}), points(), batch_size=5, epochs=5)
+    assert told[0].filename.endswith("tools.py"), "where fit was called"
 
 
 class Weighted(Batches):
@@ -407,6 +417,7 @@ def test_data_that_one_sigma_cannot_fit_are_warned_of(kind, recwarn):
     data, word = SIZES[kind]
     run(tiny_vae(tuple(data.shape[1:])), data, batch_size=100)
     assert [word in str(w.message) for w in recwarn] == [True] * bool(word)
+    assert all(w.filename.endswith("tools.py") for w in recwarn), "where fit was called"
 
 
 @pytest.mark.parametrize(("scale", "warns"), [("learned", True), ("net", True), (0.001, False)])
@@ -416,19 +427,30 @@ def test_a_sigma_at_its_floor_is_warned_of(scale, warns, recwarn):
     nn.init.zeros_(last.weight)
     last.bias.data = torch.tensor([0.0] * 6 + [-20.0] * 6)[: len(last.bias)]
     run(model, torch.zeros(20, 6), epochs=3)
-    assert ["floor" in str(w.message) for w in recwarn] == [True] * warns
+    told = ["floor" in str(w.message) and w.filename.endswith("tools.py") for w in recwarn]
+    assert told == [True] * warns
 
 
-def test_a_part_that_gives_no_distribution_is_told_in_words():
+class Exported(nn.Identity):  # it refuses to change its mode, as modules made by torch.export do
+    def train(self, mode=True):
+        raise NotImplementedError
+
+
+def test_parts_from_elsewhere_train_and_what_is_no_part_is_told_in_words():
+    model = vae()
+    model.encoder.net.append(Exported())
+    seen = noted(model.encoder)
+    assert all(map(np.array_equal, curves(run(model, points())), curves(run(vae(), points()))))
+    assert {training for _, training in seen} == {True, False}
+    assert not model.training
+    foreign = vae(decoder=lab.DecoderGaussian)  # whose σ begins at the residuals
+    foreign.encoder = FullCovariance(mlp((6,), [8], 6), 2)
+    assert len(run(foreign, points())) == 1
     for part in ("encoder", "decoder"):
         model = vae(decoder=lab.DecoderGaussian)
         setattr(model, part, getattr(model, part).net)
         with pytest.raises(TypeError, match=f"the {part} must give"):
             run(model, points())
-    # One of another library trains, with a decoder whose σ begins at the residuals.
-    foreign = vae(decoder=lab.DecoderGaussian)
-    foreign.encoder = FullCovariance(mlp((6,), [8], 6), 2)
-    assert len(run(foreign, points())) == 1
 
 
 def test_progress_is_a_bar_or_nothing_or_a_function_of_the_history(capsys, monkeypatch):
@@ -531,15 +553,6 @@ def test_evaluate_gives_both_terms_for_every_point_in_order(linear):
     first, again, other = (evaluate(vae(), points(), device="cpu", seed=s).value for s in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-
-
-def noted(module):
-    """A list that grows by the size of each batch, and the mode in which the module met it."""
-    seen = []
-    module.register_forward_hook(
-        lambda _, given, out: seen.append((len(given[0]), module.training))
-    )
-    return seen
 
 
 @pytest.mark.parametrize(("batch_size", "most"), [(4, 32), (10, 80), (300, 1000)])

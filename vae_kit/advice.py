@@ -21,7 +21,7 @@ def warn_of_sizes(x: Tensor) -> None:
     uneven = largest > 100 * sizes.median() or (largest > 3 and largest > 100 * sizes.min())
     if far or uneven:
         what = "lie far from zero" if far else "have columns of very different size"
-        warnings.warn(f"the data {what}: standardise them, so that σ fits all", stacklevel=6)
+        warnings.warn(f"the data {what}: standardise them, so that σ fits all", stacklevel=5)
 
 
 def warn_of_clipping(clipped: int, steps: int) -> None:

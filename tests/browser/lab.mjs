@@ -95,7 +95,7 @@ for (const href of [hrefs.find((h) => !h.startsWith("#cell-id=")), hrefs.find((h
   if (!href) continue;
   const target = decodeURIComponent(href.slice(1)).replace("cell-id=", "");
   await scrollTo(last.id);
-  await page.locator(`a[href="${href}"]`).first().click();
+  await page.locator(`a[href="${href}"]:not(.jp-InternalAnchorLink)`).first().click();
   await page.waitForTimeout(1000);
   const reached = await page.evaluate((target) => {
     const { content } = window.jupyterapp.shell.currentWidget;
