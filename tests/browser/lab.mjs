@@ -87,25 +87,5 @@ await page.locator(".plane-explorer output", { hasText: "z = (0.00, 0.00)" }).wa
 await plane.press("ArrowUp");
 found.again = await at();
 
-// The last table's links lead to headings, by JupyterLab's rule, and to cells.
-const last = cells.findLast((cell) => /^\|.*\]\(#/m.test([cell.source].flat().join("")));
-const hrefs = [...[last.source].flat().join("").matchAll(/\]\((#.*?)\)/g)].map((match) => match[1]);
-found.followed = [];
-for (const href of [hrefs.find((h) => !h.startsWith("#cell-id=")), hrefs.find((h) => h.startsWith("#cell-id="))]) {
-  if (!href) continue;
-  const target = decodeURIComponent(href.slice(1)).replace("cell-id=", "");
-  await scrollTo(last.id);
-  await page.locator(`a[href="${href}"]:not(.jp-InternalAnchorLink)`).first().click();
-  await page.waitForTimeout(1000);
-  const reached = await page.evaluate((target) => {
-    const { content } = window.jupyterapp.shell.currentWidget;
-    const heading = (cell) => [...cell.node.querySelectorAll("h1, h2, h3, h4")]
-      .some((h) => [h.id, h.dataset.jupyterId].includes(target));
-    const cell = content.widgets.find((cell) => cell.model.id === target || heading(cell));
-    const { top, bottom } = cell?.node.getBoundingClientRect() ?? { top: innerHeight, bottom: 0 };
-    return bottom > 0 && top < innerHeight;
-  }, target);
-  found.followed.push([href, reached]);
-}
 await browser.close();
 console.log(JSON.stringify(found));
