@@ -76,18 +76,17 @@ def log_marginal(model: VAE, x: Any, n_samples: int, chunk: int = 2048) -> Tenso
     log 1/K Σ p(x|zₖ) p(zₖ) / q(zₖ|x) over K = ``n_samples`` draws from q: in expectation a lower
     bound that rises with K, from the ELBO at K = 1. No more than ``chunk`` latent points are
     decoded at once, so memory does not depend on K. Errors as in ``VAE.elbo``, and
-    ``FloatingPointError`` where x or the estimate is no number.
+    ``FloatingPointError`` where the estimate is no number.
     """
     x = _on_its_device(model, x)
     n_samples, chunk = whole_number("n_samples", n_samples), whole_number("chunk", chunk)
-    if not x.is_meta and (bad := int((~x.isfinite().reshape(len(x), -1).all(1)).sum())):
-        raise FloatingPointError(f"x is not finite for {bad} of {len(x)} data points")
     with evaluating(model):
         parts = [_log_marginal(model, part, n_samples, chunk) for part in torch.split(x, chunk)]
     log_p = torch.cat(parts)
     if not log_p.is_meta and log_p.isnan().any():
-        bad = int(log_p.isnan().sum())
-        raise FloatingPointError(f"log p(x) is no number for {bad} of {len(x)} data points")
+        bad = log_p.isnan()
+        cause = "log p(x)" if x[bad].isfinite().all() else "x"
+        raise FloatingPointError(f"{cause} is not finite for {int(bad.sum())} of {len(x)} points")
     return log_p
 
 
@@ -101,7 +100,7 @@ def _log_marginal(model: VAE, x: Tensor, n_samples: int, chunk: int) -> Tensor:
     step = min(n_samples, max(1, chunk // len(x)))
     repeated = x.expand(step, *x.shape).flatten(0, 1)
     for start in range(0, n_samples, step):
-        z = q.sample(torch.Size((min(step, n_samples - start),)))  # (S, B, D)
+        z = q.rsample(torch.Size((min(step, n_samples - start),)))  # (S, B, D)
         p = model.decoder(z.flatten(0, 1))
         with full_precision(x.device):
             log_likelihood = log_prob(p, repeated[: len(z) * len(x)]).view(z.shape[:2])
