@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,12 +19,10 @@ ROOT = HERE.parent
 def machine(threads: int) -> str:
     """Hardware, versions and date in one line: what a number needs beside it."""
     processor = platform.processor() or platform.machine()
-    if (cpuinfo := Path("/proc/cpuinfo")).exists():
-        pairs = (line.partition(":") for line in cpuinfo.read_text().splitlines())
-        fields = {name.strip(): text.strip() for name, _, text in pairs}
-        processor = fields.get("model name", processor)
-        flags = fields.get("flags", "").split()
-        processor += "".join(f", {f}" for f in ("avx512_bf16", "amx_bf16") if f in flags)
+    if (file := Path("/proc/cpuinfo")).exists():
+        name, flags = (re.search(rf"{key}\s*: (.*)", file.read_text()) for key in ("name", "flags"))
+        some = {"avx512_bf16", "amx_bf16"} & set(flags[1].split() if flags else ())
+        processor = ", ".join([name[1] if name else processor, *sorted(some)])
     return (
         f"{processor}, {os.cpu_count()} cores, {threads} thread{'s' * (threads > 1)} · "
         f"Python {platform.python_version()} · PyTorch {importlib.metadata.version('torch')} · "

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from fits import FRESH, MNIST, SHAPED, Fit, tolerance
 sys.path.insert(0, str(ROOT))
 
 from vae_kit.convergence import Convergence, convergence
+from vae_kit.displays import number, true_minus
 from vae_kit.doubling import fit_doubling
 from vae_kit.history import History
 from vae_kit.training import fit
@@ -163,22 +163,9 @@ def share(part: int, whole: int) -> str:
     return f"{100 * part / max(1, whole):.0f} % ({part} of {whole})"
 
 
-def confusion(fits: list[Result]) -> str:
-    """Verdicts by what 8 times the training changed."""
-    edges = [(-np.inf, -3), (-3, -1 / 3), (-1 / 3, 1), (1, 3), (3, np.inf)]
-    rows = []
-    for verdict in VERDICTS:
-        changes = [change(fit) for fit in fits if fit["verdict"] == verdict]
-        rows.append([verdict, *(sum(a <= c < b for c in changes) for a, b in edges)])
-    head = ["verdict", "falls by > 3", "by ⅓ to 3", "within ⅓, or rises by ≤ 1", "rises by 1 to 3",
-            "by > 3"]  # fmt: skip
-    return table(head, rows)
-
-
 def nats(value: float, unit: float) -> str:
-    """With two digits of the tolerance, and a true minus sign."""
-    digits = max(0, 1 - int(np.floor(np.log10(unit))))
-    return f"{value:,.{digits}f}".replace("-", "−")
+    """With two digits of the tolerance."""
+    return number(value, max(0, 1 - int(np.floor(np.log10(unit)))))
 
 
 def row(one: Result) -> list[object]:
@@ -192,7 +179,7 @@ def row(one: Result) -> list[object]:
         one["name"], one["decoder"], " + ".join(f"{n:,}" for n in one["points"]),
         one["settings"]["epochs"], nats(unit, unit), *changes, one["verdict"],
         one["keep"], nats(one["longer"]["test"] - one["test"][-1], unit),
-        f"{change(one):+.1f}".replace("-", "−"),
+        number(change(one), 1),
         {True: "yes", False: "**no**", None: "–"}[is_right(one)],
     ]  # fmt: skip
 
@@ -232,17 +219,15 @@ def report(results: dict[str, Result]) -> None:
     if missing:
         text += f"Not measured yet: {', '.join(missing)}.\n\n"
     text += goals(parts) + "\n"
-    for title, fits in parts.items():
-        text += f"## By what 8 times the training changed: {title}\n\n{confusion(fits)}\n"
     text += "## What the verdict got wrong\n\n"
     for title, fits in parts.items():
         for wrong in (one for one in fits if is_right(one) is False):
             text += f"- {wrong['name']} ({title}): {wrong['line']}. "
-            text += f"8 times: {change(wrong):+.1f} tolerances.\n"
+            text += f"8 times: {number(change(wrong), 1)} tolerances.\n"
     for title, fits in parts.items():
         text += f"\n## {title.capitalize()}\n\n{table(HEAD, [row(one) for one in fits])}"
     text += f"\n*{machine(torch.get_num_threads())}*\n"
-    REPORT.write_text(re.sub(r"(?<=[ (])-(?=\d)", "−", text), encoding="utf-8")
+    REPORT.write_text(true_minus(text), encoding="utf-8")
 
 
 def main() -> None:

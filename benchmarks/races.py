@@ -2,10 +2,9 @@
 
     python benchmarks/races.py --tune     # a rate and a length for fit, on validation images
     python benchmarks/races.py            # the race, about ten minutes on a quiet machine
-    python benchmarks/races.py --report   # races.md from the numbers that are there
 
 Each contestant is a process of its own and trains one epoch a turn; turns alternate in an order
-drawn anew each round, and while one trains the others sleep. pythae and pyro are installed into
+drawn anew each round, and while one trains the others sleep. pythae is installed into
 build/bench-venv, which sees this environment's packages: one PyTorch for all.
 """
 
@@ -30,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from _common import HERE, ROOT, machine, table
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset, TensorDataset
+from torch.utils.data import DataLoader, Subset
 
 sys.path.insert(0, str(ROOT))
 
@@ -41,9 +40,9 @@ from vae_kit.settings import Settings
 from vae_kit.training import fit
 
 RESULTS, REPORT = HERE / "races.json", HERE / "races.md"
-BENCH_VENV, PEERS = ROOT / "build" / "bench-venv", ("pythae", "pyro-ppl")
+BENCH_VENV = ROOT / "build" / "bench-venv"
 LATENTS, EPOCHS, HELD_OUT = 20, 18, 10_000
-OTHERS = ("textbook loop", "pythae", "pyro")
+OTHERS = ("textbook loop", "pythae")
 LENGTHS, RATES = (6, 7, 8), (4e-3, 5e-3, 8e-3)
 Answer = dict[str, Any]
 
@@ -201,44 +200,10 @@ def pythae(turns: Turns, train: Tensor) -> None:
         trainer.train()
 
 
-def pyro(turns: Turns, train: Tensor) -> None:
-    """Pyro's SVI as in its VAE tutorial, validation off as there, batches from memory."""
-    import pyro as p
-    import pyro.distributions as pd
-    from pyro.infer import SVI, TraceMeanField_ELBO
-
-    pd.enable_validation(False)
-    encoder, decoder = networks()
-
-    def model(x: Tensor) -> None:
-        p.module("decoder", decoder)
-        with p.plate("data", len(x)):
-            loc = x.new_zeros(len(x), LATENTS)
-            z = p.sample("z", pd.Normal(loc, torch.ones_like(loc)).to_event(1))
-            p.sample("x", pd.Bernoulli(logits=decoder(z)).to_event(1), obs=x)
-
-    def guide(x: Tensor) -> None:
-        p.module("encoder", encoder)
-        with p.plate("data", len(x)):
-            mean, log_scale = encoder(x).chunk(2, dim=1)
-            p.sample("z", pd.Normal(mean, log_scale.exp()).to_event(1))
-
-    svi = SVI(model, guide, p.optim.Adam({"lr": 1e-3}), TraceMeanField_ELBO())
-    loader = DataLoader(TensorDataset(train.float() / 255), batch_size=128, shuffle=True)
-    turns.start(encoder, torch.exp, decoder)
-    for _ in range(EPOCHS):
-        total = 0.0
-        for (x,) in loader:
-            total += svi.step(torch.bernoulli(x))
-        turns.done()
-
-
 def contest(name: str, settings: dict[str, Any]) -> None:
     """Be a contestant; ``held_out`` takes validation images for the test set."""
     train, test = images(settings.pop("held_out", False))
-    others: dict[str, Callable[..., None]] = {
-        "textbook loop": textbook, "pythae": pythae, "pyro": pyro,
-    }  # fmt: skip
+    others: dict[str, Callable[..., None]] = {"textbook loop": textbook, "pythae": pythae}
     others.get(name, ours)(Turns(test), train, **settings)
 
 
@@ -252,7 +217,7 @@ def bench_python() -> Path:
         venv.create(BENCH_VENV, with_pip=True, clear=True)
         site = sysconfig.get_path("purelib", vars={"base": str(BENCH_VENV)})
         Path(site, "lab.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        subprocess.check_call([python, "-m", "pip", "install", "-q", *PEERS])
+        subprocess.check_call([python, "-m", "pip", "install", "-q", "pythae"])
         stamp.touch()
     return python
 
@@ -261,7 +226,7 @@ class Contestant:
     """A process that trains an epoch a turn."""
 
     def __init__(self, name: str, settings: dict[str, Any]) -> None:
-        python = bench_python() if name in ("pythae", "pyro") else sys.executable
+        python = bench_python() if name == "pythae" else sys.executable
         command = [python, __file__, "--contestant", name, json.dumps(settings)]
         pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         environment = os.environ | {"TQDM_DISABLE": "1"}
@@ -397,17 +362,13 @@ def main() -> None:
     """Measure what is asked for, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tune", action="store_true", help="rates and lengths, on validation")
-    parser.add_argument("--report", action="store_true", help="measure nothing")
     parser.add_argument("--contestant", nargs=2, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.contestant:
         contest(asked.contestant[0], json.loads(asked.contestant[1]))
         return
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    if asked.tune:
-        results["tuning"] = tune()
-    elif not asked.report:
-        results |= measure()
+    results |= {"tuning": tune()} if asked.tune else measure()
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     report(results)
 
