@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 
 from tools import generator_states, run, tiny_vae
 from vae_kit import batches as batches_module
-from vae_kit.arrays import as_tensor
 from vae_kit.batches import Batches
 from vae_kit.checks import named, positive_number, whole_number
 from vae_kit.devices import autocast, data_dtype, pick_device
@@ -252,14 +251,6 @@ def test_a_transform_may_return_an_array_and_must_return_every_point_in_floats()
             served(POINTS, transform=transform)
 
 
-def test_the_memory_of_arrays_is_shared_and_not_written_to():
-    array = POINTS.numpy().copy()
-    array.setflags(write=False)
-    assert as_tensor(array).data_ptr() == array.ctypes.data
-    run(tiny_vae(), array)
-    assert np.array_equal(array, POINTS)
-
-
 @pytest.mark.parametrize("way", [np.s_[:], np.s_[::-1], np.s_[:, ::-1]], ids=str)
 def test_windows_over_a_series_are_never_copied_whole(way):
     series = np.random.default_rng(0).normal(size=30_000).astype("float32")
@@ -360,14 +351,6 @@ def test_a_process_s_part_of_a_batch_is_weighted_by_its_size(rank, world, monkey
     with pytest.raises(ValueError, match=f"{world} processes"):
         batches.indices(world - 1, (0, 1))
     assert len(batches.indices(world, (0, 1))[0]) == world
-
-
-def test_a_first_look_is_at_points_at_random_the_same_for_a_seed():
-    batches = source(POINTS, transform=lambda x: x + torch.rand_like(x) / 8)
-    first, again, other = (batches.first(8, seed) for seed in (0, 0, 1))
-    assert torch.equal(first, again) and not torch.equal(first, other)
-    rows = [POINTS.tolist().index(row) for row in ((first * 8).floor().double() / 8).tolist()]
-    assert len(set(rows)) == 8 and rows != sorted(rows)
 
 
 def draw(x):

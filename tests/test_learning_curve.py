@@ -28,7 +28,7 @@ def history_of(test, train=None, end=None, keep_points=None, epochs=None):
         rate = 1e-3 if k < 0.75 * settings.epochs else 2e-4
         history.add_epoch(*rows, seconds=0.5, lr=rate, clipped=0, kl=10.0 + k)
     if len(train) == settings.epochs:
-        history.end(train[-1] if end is None else torch.as_tensor(end, dtype=torch.float64))
+        history.train_end.append(train[-1] if end is None else torch.as_tensor(end, dtype=torch.float64))
     return history
 
 

@@ -283,10 +283,10 @@ SAMPLED = {
         each(lambda w: D.LogNormal(w, 0.5 + 0 * w)), each(lambda w: D.LogNormal(0 * w, w))(ONE),
         -300.0, lambda w: (w**2 + 0.25 - 1) / 2 - np.log(0.5),
     ),
-    "logit-normal": (
-        each(sigmoid_normal),
-        Independent(D.TransformedDistribution(STANDARD.base_dist, TO_UNIT), 1), 40.0,
-        lambda w: (w**2 + 0.01 - 1) / 2 - np.log(0.1),
+    "three logit-normals": (
+        each(lambda w: sigmoid_normal(w.expand(-1, 3))),
+        Independent(D.TransformedDistribution(Normal(torch.zeros(3), 1.0), TO_UNIT), 1), 40.0,
+        lambda w: 3 * ((w**2 + 0.01 - 1) / 2 - np.log(0.1)),
     ),
     "logit-normal, transformed as a vector": (
         lambda w: D.TransformedDistribution(Independent(Normal(w, 0.1 + 0 * w), 1), TO_UNIT),

@@ -96,13 +96,6 @@ def test_the_same_command_or_its_file_goes_on_or_makes_the_same_run(finished, tm
     )
 
 
-@pytest.mark.usefixtures("unseen")
-def test_other_parts(tmp_path):
-    chosen = ["--decoder=categorical", "--prior=autoregressive", "--network=conv", "--epochs=1"]
-    assert train.main([*SMALL, *chosen, "--keep-points=50", f"--out={tmp_path}"]) == 0
-    assert History.load(tmp_path / "history.npz").train.values.shape == (1, 50)
-
-
 class HandedError(Exception):
     """Stands for training: it carries what ``fit`` was handed."""
 

@@ -189,7 +189,7 @@ def history_of(test, train=None, end=None, identity=None, **settings):
     for number, rows in enumerate(zip(train, test[1:], strict=True)):
         history.add_epoch(*rows, seconds=0.5, lr=1e-3 * (number + 1), clipped=number)
     if end is not None:
-        history.end(torch.as_tensor(np.asarray(end), dtype=torch.float64))
+        history.train_end.append(torch.as_tensor(np.asarray(end), dtype=torch.float64))
     return history
 
 

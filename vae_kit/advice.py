@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from typing import Any
 
@@ -9,7 +10,15 @@ from torch import Tensor
 
 from vae_helpers import MIN_SCALE
 
-__all__ = ["warn_of_clipping", "warn_of_floor", "warn_of_other_weights", "warn_of_sizes"]
+__all__ = ["warn", "warn_of_clipping", "warn_of_floor", "warn_of_other_weights", "warn_of_sizes"]
+
+
+def warn(text: str) -> None:
+    """Warn, and name the line outside of the lab that led here."""
+    frame, level = inspect.currentframe(), 0
+    while frame and frame.f_globals.get("__name__", "").startswith("vae_kit."):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, stacklevel=level + 1)
 
 
 def warn_of_sizes(x: Tensor) -> None:
@@ -21,33 +30,30 @@ def warn_of_sizes(x: Tensor) -> None:
     uneven = largest > 100 * sizes.median() or (largest > 3 and largest > 100 * sizes.min())
     if far or uneven:
         what = "lie far from zero" if far else "have columns of very different size"
-        warnings.warn(f"the data {what}: standardise them, so that σ fits all", stacklevel=5)
+        warn(f"the data {what}: standardise them, so that σ fits all")
 
 
 def warn_of_clipping(clipped: int, steps: int) -> None:
     """Warn where the gradient was clipped in many steps; on uneven data, some are ordinary."""
     if clipped > max(3, steps / 4):
-        warnings.warn(
+        warn(
             f"the gradient was unusually large, or not finite, in {clipped} of {steps} steps and "
-            "was clipped there: a lower lr may end better",
-            stacklevel=5,
+            "was clipped there: a lower lr may end better"
         )
 
 
 def warn_of_floor(scales: Tensor) -> None:
     """Warn where σ, ``(B, ...)``, is next to its floor for half of the points or more."""
     if scales.median(0).values.min() < 2 * MIN_SCALE:
-        warnings.warn(
+        warn(
             f"the decoder's σ has reached its floor, {MIN_SCALE}, so the −ELBO says little: some "
-            "of the data are constant, or all are very small",
-            stacklevel=5,
+            "of the data are constant, or all are very small"
         )
 
 
 def warn_of_other_weights(path: Any) -> None:
     """Warn that a checkpoint's weights took the place of those of a model that is not its own."""
-    warnings.warn(
+    warn(
         f"{path} holds a run that began with other weights than the model had: it was read, and "
-        "the weights given are gone; for another model give another file",
-        stacklevel=4,
+        "the weights given are gone; for another model give another file"
     )

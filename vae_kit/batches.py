@@ -5,7 +5,6 @@ N counts the points of a data set, B those of a batch.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from .advice import warn
 from .arrays import as_floats, as_tensor, refuse_what_is_no_dataset
 from .checks import named
 from .identity import digest
@@ -90,10 +90,9 @@ class Batches:
             with seeded(0), named(self.name):
                 found.add(digest(_Items(self.data).fetch(index)))
         if len(found) == 2:
-            warnings.warn(
+            warn(
                 f"the items of {self.name} differ from one look to the next, though all global "
-                "generators are seeded: no run on them can be reproduced or continued exactly",
-                stacklevel=2,
+                "generators are seeded: no run on them can be reproduced or continued exactly"
             )
         same = f" {found.pop()}" if len(found) == 1 else ""
         return f"{self.length} points of {type(self.data).__qualname__}{same}"

@@ -53,11 +53,9 @@ def fit_doubling(
     if whole_number("epochs", epochs) % 4:
         raise ValueError(f"epochs must be a multiple of 4, for runs of E/4, E/2, E; got {epochs}")
     tolerance = positive_number("tolerance", tolerance)
-    path = None if checkpoint is None else Path(checkpoint).expanduser()
-    lengths = (epochs // 4, epochs // 2, epochs)
+    lengths, runs, ends = (epochs // 4, epochs // 2, epochs), [], {}
     total = decay_start(epochs) + sum(length - decay_start(length) for length in lengths)
-    given, trunk, ends = digest_of_weights(model.state_dict()), _Trunk(path), {}
-    runs: list[History] = []
+    given, trunk = digest_of_weights(model.state_dict()), _Trunk(checkpoint)
     with progress_bar(progress is True, "epoch", total) as bar:
 
         def watch(history: History) -> Any:
@@ -68,31 +66,44 @@ def fit_doubling(
         for length in lengths:
             numbers = Settings(epochs=length, **settings)
             with prepared(model, train, test, numbers, transform, device, workers) as run:
-                trunk.enter(run)
-                file = path and path.with_name(f"{path.name}-{length}")
-                if not run.resume(Checkpoint(file, run.identity)):
-                    trunk.lend(run)
-                finished = run.complete(watch, trunk.keep)
+                finished = trunk.complete(run, watch)
             runs.append(run.history)
             ends[length] = copy.deepcopy(model.state_dict())
             if not finished:
                 break
-    known = [runs[0].identity["first weights"], *map(digest_of_weights, ends.values())]
-    if given not in known:
-        warn_of_other_weights(path)
+    if given not in (trunk.first_weights, *map(digest_of_weights, ends.values())):
+        warn_of_other_weights(checkpoint)
     verdict = convergence(*runs, tolerance=tolerance)
     model.load_state_dict(ends[verdict.keep])
     return verdict
 
 
 class _Trunk:
-    """What runs of all lengths share: their first weights, and training at a constant rate."""
+    """What runs of all lengths share: their first weights, and training at a constant rate.
 
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
+    It is kept in the file ``path``, and each run in one beside it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None) -> None:
+        self.path = None if path is None else Path(path).expanduser()
         self.content: dict[str, Any] = {}
 
-    def enter(self, run: Run) -> None:
+    @property
+    def first_weights(self) -> str:
+        """Their digest."""
+        return digest_of_weights(self.content["first"])
+
+    def complete(self, run: Run, progress: Progress) -> bool:
+        """Train what a run lacks; False where ``progress`` or Ctrl-C ended that."""
+        self._enter(run)
+        length = run.settings.epochs
+        file = self.path and self.path.with_name(f"{self.path.name}-{length}")
+        resumed = run.resume(Checkpoint(file, run.identity))
+        if not resumed and 0 < self.content["epochs"] <= decay_start(length):
+            run.restore(copy.deepcopy(self.content["state"]))
+        return run.complete(progress, self._keep)
+
+    def _enter(self, run: Run) -> None:
         """Give a run the first weights: those in the file, or its own if it is the first."""
         if not self.content:
             identity = {name: text for name, text in run.identity.items() if name != "epochs"}
@@ -103,12 +114,7 @@ class _Trunk:
             self.content = saved
         run.begin_from(self.content["first"])
 
-    def lend(self, run: Run) -> None:
-        """Put a new run where the trunk has got to, unless that is beyond its own decay."""
-        if 0 < self.content["epochs"] <= decay_start(run.settings.epochs):
-            run.restore(copy.deepcopy(self.content["state"]))
-
-    def keep(self, run: Run) -> None:
+    def _keep(self, run: Run) -> None:
         """Take over a run that is about to decay."""
         if len(run.history) > self.content["epochs"]:
             self.content |= {"state": copy.deepcopy(run.state()), "epochs": len(run.history)}

@@ -97,6 +97,7 @@ def digest(array: Tensor | np.ndarray) -> str:
         even = torch.linspace(0, len(rows) - 1, 10_000, dtype=torch.float64, device="cpu")
         rows = rows[even.long().to(rows.device)]
     # Piece by piece: rows that share their memory, such as windows, would not fit in it as copies.
-    for piece in [rows] if rows.ndim == 0 else torch.split(rows, 1000):
+    size = max(1, len(rows) * 2**22 // max(1, rows.nbytes)) if rows.ndim else 1
+    for piece in torch.split(rows, size) if rows.ndim else [rows]:
         found.update(piece.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()[:16]

@@ -145,6 +145,7 @@ class Run:
         assert batch_size is not None  # it follows from the data by now
         self.model, self.training, self.held_out = model, training, held_out
         self.settings, self.batch_size = settings, batch_size
+        self.evaluation_batch = min(EVALUATION_BATCH, 8 * batch_size)
         overridden = getattr(model.loss, "__func__", None) is not VAE.loss
         self.own_loss = model.loss if overridden else None
         if self.own_loss and settings.kl_warmup:
@@ -175,7 +176,8 @@ class Run:
         """
         epochs = self.settings.epochs
         replicated, stopped = distributed(self.model), False
-        with progress_bar(progress is True, "step", len(self.rates), self._done()) as bar:
+        done = len(self.history) * self.steps
+        with progress_bar(progress is True, "step", len(self.rates), done) as bar:
             try:
                 if not len(self.history.test):
                     self._begin()
@@ -233,19 +235,19 @@ class Run:
         self.model.load_state_dict(weights)
         self.history.identity["first weights"] = digest_of_weights(weights)
 
-    def _done(self) -> int:
-        return len(self.history) * self.steps
-
     def _begin(self) -> None:
         """Look at some data points, let a learned σ begin at the residuals, and evaluate."""
         decoder = self.model.decoder
         if isinstance(decoder, DecoderGaussian):
-            x = self.training.first(self._evaluation_batch(), self.settings.seed)
+            # Single points may be large: as many as for an evaluation only where σ is learned.
+            learned = decoder.given_scale == "learned"
+            points = self.evaluation_batch if learned else self.batch_size
+            x = self.training.first(points, self.settings.seed)
             # What does not fit together here, the evaluation tells in words.
             with suppress(AttributeError, NotImplementedError):
                 if x.isfinite().all():
                     warn_of_sizes(x)
-                    if (mean := self._decoded(x).mean).shape == x.shape:
+                    if learned and (mean := self._decoded(x).mean).shape == x.shape:
                         decoder.start_from(x - mean)
         elbo = self._evaluate(self.held_out, "test set, before training")
         self.history.add_test(-elbo.value, elbo.kl.mean().item())
@@ -261,7 +263,7 @@ class Run:
         lr, kl = float(rates.mean()), elbo.kl.mean().item()
         if epoch == self.settings.epochs:
             ended = self._evaluate(self.training, "train set, after the run")
-            self.history.end(-ended.value)
+            self.history.train_end.append(-ended.value)
         self.history.add_epoch(train, -elbo.value, seconds, lr, clipped, kl)
         bar.set_postfix_str(self.history.last())
 
@@ -294,12 +296,9 @@ class Run:
         row[torch.cat(order)] = nats.float()
         return gathered(row)
 
-    def _evaluation_batch(self) -> int:
-        return min(EVALUATION_BATCH, 8 * self.batch_size)
-
     def _evaluate(self, source: Batches, where: str) -> Elbo:
-        batch, settings = self._evaluation_batch(), self.settings
-        return elbo_of_all(self.model, source, batch, settings.precision, settings.seed, where)
+        precision, seed = self.settings.precision, self.settings.seed
+        return elbo_of_all(self.model, source, self.evaluation_batch, precision, seed, where)
 
     def _decoded(self, x: Tensor) -> Distribution:
         """p(x|z) at one z ~ q(z|x) for each point, in evaluation mode."""
@@ -308,10 +307,10 @@ class Run:
 
     def _warn(self) -> None:
         """Warn of what the numbers of the run alone would not tell."""
-        warn_of_clipping(int(self.history.clipped.sum()), self._done())
+        warn_of_clipping(int(self.history.clipped.sum()), len(self.history) * self.steps)
         decoder = self.model.decoder
         if isinstance(decoder, DecoderGaussian) and decoder.given_scale in ("learned", "net"):
-            x = self.held_out.first(self._evaluation_batch(), self.settings.seed)
+            x = self.held_out.first(self.evaluation_batch, self.settings.seed)
             warn_of_floor(self._decoded(x).stddev)
 
 
