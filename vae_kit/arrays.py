@@ -63,7 +63,7 @@ def refuse_what_is_no_dataset(data: Any) -> None:
         raise TypeError(f"a tuple of {len(data)} is no data set: give its data points alone")
     if hasattr(data, "toarray"):
         raise TypeError(f"a sparse {kind} has no rows to index: give its toarray()")
-    if not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
+    if not hasattr(data, "__getitem__") or not (hasattr(data, "__len__") or hasattr(data, "shape")):
         raise TypeError(
             f"expected a tensor, an array or a dataset with __getitem__ and __len__, got {kind}"
         )

@@ -60,7 +60,8 @@ class Batches:
                 data = as_tensor(data)
             if not isinstance(data, Tensor):
                 refuse_what_is_no_dataset(data)
-            self.length = len(data)
+            # zarr's arrays have a shape, and no len().
+            self.length = len(data) if hasattr(data, "__len__") else data.shape[0]
             if self.length < 1:
                 raise ValueError("it holds no data points")
         if isinstance(data, Tensor) and _fits_on(device, data):
