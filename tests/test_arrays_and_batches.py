@@ -264,7 +264,7 @@ def test_windows_over_a_series_are_never_copied_whole(way):
     assert most < 40e6
 
 
-class OnDisk:  # of which rows are read in increasing order only, as by h5py; without len(), as zarr's
+class OnDisk:  # rows are read in increasing order only, as by h5py; no len(), as of zarr
     dtype = np.dtype(float)
 
     def __init__(self, rows):

@@ -19,21 +19,16 @@ def test_source_is_that_of_the_module():
 
 
 def test_averages_and_their_standard_errors():
-    x = np.random.default_rng(0).normal(1234, 5, 400)
+    x = np.random.default_rng(0).normal(1234, 5, 400).astype(np.float32)
     error = x.std(ddof=1) / math.sqrt(400)
-    graph = torch.tensor([-1.0, -3.0], requires_grad=True)
-    shown = Averages("model", "nats", {"a": x, "−b": graph, "c": 0.5, "d": [1, 3]})
-    assert shown.cells == [
-        ["a", f"{x.mean():,.2f} ± {error:.2f}"], ["−b", "−2.00 ± 1.00"], ["c", "0.50"],
-        ["d", "2.00 ± 1.00"],
-    ]  # fmt: skip
-    assert repr(shown).isascii() and repr(shown).splitlines()[2] == "-b     -2.00 +/- 1.00"
+    shown = Averages("model", "nats", {"a": x, "−b": torch.tensor([-1.0, -3.0]), "d": [1, 3]})
+    cells = [["a", f"{x.mean():,.2f} ± {error:.2f}"], ["−b", "−2.00 ± 1.00"], ["d", "2.00 ± 1.00"]]
+    assert shown.cells == cells
+    assert repr(shown).isascii() and repr(shown).splitlines()[2] == "-b: -2.00 +/- 1.00"
     assert shown._repr_html_() == html_table(["model", "nats"], shown.cells)
-    half = Averages("model", "nats", {"a": torch.ones(3, dtype=torch.bfloat16)}, digits=0)
-    assert half.cells == [["a", "1 ± 0"]]
 
 
-@pytest.mark.parametrize("values", [np.zeros((3, 2)), [], "1.5", [1.0, math.nan]])
+@pytest.mark.parametrize("values", [np.zeros((3, 2)), [], [1.0], "1.5", [1.0, math.nan]])
 def test_what_is_no_number_per_data_point_is_refused(values):
     with pytest.raises(ValueError, match=r"\(N,\)"):
         Averages("model", "nats", {"a": values})

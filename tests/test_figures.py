@@ -9,21 +9,15 @@ import numpy as np
 import pytest
 import torch
 from test_learning_curve import assert_legible, falling
-from torch import nn
-from torch.distributions import Normal
 
-from vae_helpers import VAE, DecoderBernoulli, EncoderGaussian, PriorGaussian
 from vae_kit.figures import (
-    plane_limit,
     plot_images,
     plot_latents,
-    plot_plane,
     plot_points,
     plot_rate_distortion,
     plot_terms,
 )
 from vae_kit.learning_curve import plot_learning_curve
-from vae_kit.networks import mlp
 from vae_kit.style import CLASS_COLORS, NARROW, WIDTH
 
 mpl.use("Agg")
@@ -33,21 +27,11 @@ PLANE = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(50) % 12
 RATES = {1.0: (20.0, 70.0), 0.1: (60.0, 50.0), 10.0: (3.0, 150.0)}
 
-
-def model():
-    encoder, decoder = EncoderGaussian(mlp((1, 8, 8), [8], 4)), mlp(2, [8], (1, 8, 8))
-    return VAE(encoder, DecoderBernoulli(decoder), PriorGaussian(2))
-
-
-MODEL = model()
-
-
 FIGURES = {
     "learning curve": lambda kind: plot_learning_curve(falling(n=5), kind(IMAGES)),
     "images": lambda kind: plot_images({"data": kind(IMAGES), "fewer": kind(IMAGES[:2])}),
     "points": lambda kind: plot_points({"data": kind(PLANE), "samples": kind(PLANE[:9] + 1)}),
     "latents": lambda kind: plot_latents(kind(PLANE), kind(LABELS)),
-    "plane": lambda kind: plot_plane(MODEL, kind(PLANE), kind(LABELS)),
     "terms": lambda kind: plot_terms(falling(3)),
     "rate–distortion": lambda kind: plot_rate_distortion(RATES),
 }
@@ -61,23 +45,21 @@ def _closed():
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_any_container_gives_the_same_file_and_drawing_disturbs_no_generator(name):
-    files = []
+    files, states = [], []
     for kind in (torch.clone, torch.Tensor.numpy, torch.Tensor.tolist):
-        with torch.random.fork_rng():
-            before = torch.get_rng_state(), random.getstate(), repr(np.random.get_state())
-            file = io.BytesIO()
-            FIGURES[name](kind).savefig(file, format="png", dpi=50)
-            after = torch.get_rng_state(), random.getstate(), repr(np.random.get_state())
-            assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
+        file = io.BytesIO()
+        FIGURES[name](kind).savefig(file, format="png", dpi=50)
         files.append(file.getvalue())
-    assert files[0] == files[1] == files[2]
+        states.append(
+            (torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state()))
+        )
+    assert files[0] == files[1] == files[2] and states[0] == states[1] == states[2]
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_is_legible_whole_and_described_wide_and_narrow(name):
     wide = FIGURES[name](torch.clone)
-    assert wide.get_figwidth() == WIDTH
-    assert wide.alt.endswith((".", ")"))
+    assert NARROW < wide.get_figwidth() <= WIDTH and wide.alt
     assert_legible(wide)
     if wide.narrow:
         narrow = wide.narrow()
@@ -89,14 +71,12 @@ def test_a_figure_is_legible_whole_and_described_wide_and_narrow(name):
         assert not ax.axison or not (ax.spines.top.get_visible() or ax.spines.right.get_visible())
 
 
-def test_points_stand_side_by_side_on_one_scale_and_are_told_with_their_extent():
+def test_points_stand_side_by_side_on_one_scale():
     figure = plot_points({"data": PLANE, "samples": torch.tensor([[-9.04, 2], [1, 3.0]])})
     left, right = figure.axes
     assert (left.get_title("left"), right.get_title("left")) == ("data", "samples")
     assert np.allclose(left.lines[0].get_xydata(), PLANE)
-    figure.canvas.draw()
     assert left.get_xlim() == right.get_xlim() and left.get_ylim() == right.get_ylim()
-    assert figure.alt.endswith("samples (2 points, −9.0 to 1.0 by 2.0 to 3.0).")
     with pytest.raises(ValueError, match=r"\(N, 2\); got \(50, 3\)"):
         plot_points({"space": torch.zeros(50, 3)})
 
@@ -115,7 +95,6 @@ def test_images_stand_in_rows_with_names_and_their_contrast_is_not_stretched(nar
         assert np.allclose(tile[0], 0.5) and np.allclose(tile[1:], 0.6)
     for i, tile in enumerate(tiles[1]):
         assert np.allclose(tile, colour[i].permute(1, 2, 0) if i < 2 else 1)
-    assert figure.axes[0].images[0].to_rgba(rows[0], norm=False).min() == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("case", ["same place", "one", "line", "apart"])
@@ -124,58 +103,24 @@ def test_each_label_has_its_colour_and_a_name_among_its_points_and_over_no_other
     z = torch.randn(200, 2, generator=torch.Generator().manual_seed(1))
     z = z * torch.tensor([1.0, 1e-3]) if case == "line" else z
     z = z / 10 + 3 * torch.stack([labels % 4, labels // 4], 1) if case == "apart" else z
-    for figure in (plot_latents(z, labels), plot_plane(MODEL, z, labels).narrow()):
-        figure.canvas.draw()
-        ax = figure.axes[0]
-        drawn = {line.get_color(): line.get_xydata() for line in ax.lines}
-        for text in ax.texts:
-            name = int(text.get_text())
-            assert mpl.colors.to_hex(text.get_bbox_patch().get_edgecolor()) == CLASS_COLORS[name]
-            assert np.allclose(drawn[CLASS_COLORS[name]], z[labels == name])
-            if case == "apart":
-                median = np.median(z[labels == name], 0)
-                assert text.get_position() == pytest.approx(median, abs=0.5)
-        boxes = [text.get_bbox_patch().get_window_extent() for text in ax.texts]
-        pairs = ((a, b) for i, a in enumerate(boxes) for b in boxes[:i])
-        for a, b in pairs:
-            assert np.hypot(*(a.p0 + a.p1 - b.p0 - b.p1) / 2) >= 0.95 * a.width
-
-
-class Coordinates(nn.Module):
-    """A decoder whose picture shows z itself: z₁ in its left pixel, z₂ in its right."""
-
-    def forward(self, z):
-        assert not self.training
-        return Normal((z.view(-1, 1, 1, 2) + 4) / 8, 1.0)
-
-
-@pytest.mark.parametrize("size", [1.0, 3.0])
-def test_both_halves_of_the_plane_show_the_same_part_of_it(size):
-    vae = model()
-    vae.decoder = Coordinates()
-    z = size * torch.randn(400, 2, generator=torch.Generator().manual_seed(0))
-    z[:3] = 50.0  # so far out that all others would shrink to a blot
-    limit = plane_limit(z)
-    assert 2.5 <= limit < 5 * size and (z.abs().amax(1) <= limit).float().mean() >= 0.98
-    figure = plot_plane(vae, z, torch.zeros(400, dtype=torch.long))
-    points, pictures = figure.axes
-    (image,) = pictures.images
-    assert points.get_xlim() == pictures.get_xlim() == tuple(image.get_extent()[:2])
-    assert points.get_ylim() == pictures.get_ylim() == tuple(image.get_extent()[2:])
-    outside = int((z.abs().amax(1) > points.get_xlim()[1]).sum())
-    assert f"{outside} of them beyond the edges" in points.get_title("left")
-    side = len(image.get_array())
-    step = (points.get_xlim()[1] - points.get_xlim()[0]) / side
-    line = np.arange(side) * step + points.get_xlim()[0] + step / 2  # the middles of the tiles
-    shown = 8 * (1 - np.asarray(image.get_array())[..., 0]) - 4
-    seen = np.abs(line) < 4  # what a pixel can show
-    assert shown[0, 0::2][seen] == pytest.approx(line[seen], abs=1e-5)  # z₁ grows to the right
-    assert shown[::-1, 1][seen] == pytest.approx(line[seen], abs=1e-5)  # z₂ grows upwards
-    assert vae.training and vae.decoder.training
+    figure = plot_latents(z, labels)
+    figure.canvas.draw()
+    ax = figure.axes[0]
+    drawn = {line.get_color(): line.get_xydata() for line in ax.lines}
+    for text in ax.texts:
+        name = int(text.get_text())
+        assert mpl.colors.to_hex(text.get_bbox_patch().get_edgecolor()) == CLASS_COLORS[name]
+        assert np.allclose(drawn[CLASS_COLORS[name]], z[labels == name])
+        if case == "apart":
+            assert text.get_position() == pytest.approx(np.median(z[labels == name], 0), abs=0.5)
+    boxes = [text.get_bbox_patch().get_window_extent() for text in ax.texts]
+    for a, b in ((a, b) for i, a in enumerate(boxes) for b in boxes[:i]):
+        assert np.hypot(*(a.p0 + a.p1 - b.p0 - b.p1) / 2) >= 0.95 * a.width
 
 
 POINTS = [
     RATES,
+    {0.2: (45.3, 71.4), 1.0: (24.6, 78.0), 4.0: (11.2, 110.3)},
     {0.5: (40.0, -15.0), 1.0: (25.0, -3.0), 8.0: (2.0, 60.0)},
     {1.0: (0.0, 0.0)},
     {1.0: (2e6, 5e9), 2.0: (1e6, 6e9)},
@@ -184,22 +129,25 @@ POINTS = [
 
 @pytest.mark.parametrize("narrow", [False, True])
 @pytest.mark.parametrize("points", POINTS)
-def test_rate_and_distortion_are_drawn_on_one_scale_whatever_their_signs(points, narrow):
+def test_rate_and_distortion_are_drawn_on_one_scale_and_no_label_covers_anything(points, narrow):
     figure = plot_rate_distortion(points, narrow=narrow)
     assert_legible(figure)
     ax = figure.axes[0]
-    (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
-    box = ax.get_window_extent()
+    (left, right), (bottom, top), box = ax.get_xlim(), ax.get_ylim(), ax.get_window_extent()
     assert 0 < box.width / (right - left) == pytest.approx(box.height / (top - bottom), rel=1e-3)
-    (curve,) = (line for line in ax.lines if line.get_marker() == "o")
+    diagonal, curve = ax.lines
     assert curve.get_xydata().tolist() == [list(map(float, points[b])) for b in sorted(points)]
-    diagonals = [line for line in ax.lines if line is not curve]
-    for line in diagonals:
-        assert np.ptp(line.get_xydata().sum(1)) <= 1e-6 * max(1, top - bottom)
-    bold = max(diagonals, key=lambda line: line.get_linewidth())
     lowest = min(points, key=lambda beta: sum(points[beta]))
-    assert bold.get_xydata().sum(1) == pytest.approx([sum(points[lowest])] * 2)
-    assert f"at β = {lowest:g}" in figure.alt
+    assert diagonal.get_xy1() == points[lowest] and diagonal.get_slope() == -1
+    for text, beta in zip(ax.texts, sorted(points), strict=True):
+        label = text.get_window_extent()
+        assert text.get_text().startswith(f"β = {beta:g}: ")
+        dots = ax.transData.transform(curve.get_xydata())
+        assert not any(label.contains(x, y) for x, y in dots)
+        x, y = ax.transData.transform(points[lowest])
+        assert label.x0 + label.y0 > x + y, "above the diagonal"
+        others = [other.get_window_extent() for other in ax.texts if other is not text]
+        assert not any(label.overlaps(other) for other in others)
 
 
 @pytest.mark.parametrize("epochs", [1, 5])

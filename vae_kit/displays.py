@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 __all__ = ["Averages", "Source", "html_table", "number", "true_minus"]
 
@@ -49,35 +48,25 @@ class Source:
 class Averages:
     """A table of averages over data points, each ± its standard error.
 
-    ``values`` gives each row by name: a value per data point, ``(N,)``, or one number, which has
-    no standard error. ``of`` is the title of the names, ``unit`` that of the numbers. Raises
-    ``ValueError`` for another shape, for no values, and for values that are no finite numbers.
+    ``values`` are arrays ``(N,)`` by the names of their rows; ``of`` is the title of the names,
+    ``unit`` that of the numbers. Raises ``ValueError`` unless each has two finite numbers or more.
     """
 
-    def __init__(self, of: str, unit: str, values: Mapping[str, Any], digits: int = 2) -> None:
-        self.head = [of, unit]
-        self.cells = [[name, _average(each, digits)] for name, each in values.items()]
+    def __init__(self, of: str, unit: str, values: Mapping[str, Any]) -> None:
+        self.head, self.cells = [of, unit], []
+        for name, each in values.items():
+            x = np.asarray(each)
+            if x.dtype.kind not in "iuf" or x.ndim != 1 or len(x) < 2 or not np.isfinite(x).all():
+                raise ValueError(f"give finite numbers (N,); got {x.dtype} of {x.shape}: {name}")
+            error = x.std(ddof=1, dtype=float) / math.sqrt(len(x))
+            self.cells.append([name, f"{number(x.mean(dtype=float), 2)} ± {number(error, 2)}"])
 
-    def __repr__(self) -> str:  # numbers in ASCII, which every console can show
-        table = [[cell.replace("±", "+/-").replace("−", "-") for cell in row]
-                 for row in [self.head, *self.cells]]  # fmt: skip
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        padded = (map(str.ljust, row, widths) for row in table)
-        return "\n".join("  ".join(row).rstrip() for row in padded)
+    def __repr__(self) -> str:  # in ASCII, which every console can show
+        lines = "\n".join(": ".join(row) for row in [self.head, *self.cells])
+        return lines.replace("±", "+/-").replace("−", "-")
 
     def _repr_html_(self) -> str:
         return html_table(self.head, self.cells)
-
-
-def _average(values: Any, digits: int) -> str:
-    x = np.asarray(values.detach().cpu().double() if isinstance(values, Tensor) else values)
-    if x.dtype.kind not in "iuf" or x.ndim > 1 or not x.size or not np.isfinite(x).all():
-        raise ValueError(
-            f"give one finite number, or one per data point (N,); got {x.dtype} of shape {x.shape}"
-        )
-    x = x.astype(np.float64)
-    error = f" ± {number(x.std(ddof=1) / math.sqrt(x.size), digits)}" if x.size > 1 else ""
-    return number(x.mean(), digits) + error
 
 
 def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -4,90 +4,61 @@ from __future__ import annotations
 
 import math
 import textwrap
-from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
+from . import style
 from .displays import number, true_minus
-from .style import (
-    DOTS,
-    GREY,
-    HALO,
-    INK,
-    NARROW,
-    PAD,
-    TEST_COLOR,
-    TRAIN_COLOR,
-    WIDTH,
-    LabFigure,
-    array,
-    beside,
-    describe,
-    mosaic,
-    set_ticks,
-    styled,
-)
-from .verdict_panels import draw_changes, draw_ends
+from .history import Curve, History
+from .style import GREY, INK, NARROW, PAD, TEST_COLOR, TRAIN_COLOR, WIDTH, LabFigure
 
 if TYPE_CHECKING:
-    from .convergence import Convergence
-    from .history import History
+    from .convergence import Convergence, Estimate
 
-__all__ = ["axis_limits", "decimals", "plot_learning_curve"]
+__all__ = ["axis_limits", "decimals", "images_of_test", "plot_learning_curve"]
 
 
-@dataclass(frozen=True)
-class _Side:
+class _Side(NamedTuple):
     """One half of a history, as the figure needs it."""
 
     name: str
     color: str
-    epochs: np.ndarray  # where its rows belong
-    values: np.ndarray  # (len(epochs), kept)
-    mean: np.ndarray  # of all points
-    points: int
-    index: np.ndarray  # (kept,)
-    last: np.ndarray  # (kept,), evaluated after the last epoch
-    level: float  # the average then
-    error: float  # its standard error
+    epochs: np.ndarray  # where the rows of its curve belong
+    curve: Curve
+    last: np.ndarray  # of single points, evaluated after the last epoch
+    level: float  # their average
+    text: str  # the same, written
 
 
 def _sides(history: History) -> tuple[_Side, _Side]:
     """Train stands at the middle of its epochs, where its averages belong, test at their ends."""
-    e = np.arange(len(history) + 1.0)
-    train_end = history.train_end if len(history.train_end) else history.train
-    sides = []
-    for name, color, epochs, curve, end in (
-        ("train", TRAIN_COLOR, e[1:] - 0.5, history.train, train_end),
-        ("test", TEST_COLOR, e, history.test, history.test),
-    ):
-        last = end.values[-1].astype(float), float(end.mean[-1]), float(end.se[-1])
-        rows = curve.values, curve.mean, curve.points, curve.index
-        sides.append(_Side(name, color, epochs, *rows, *last))
-    return sides[0], sides[1]
+    if not len(history):
+        raise ValueError("the history holds no finished epoch: there is nothing to draw")
+    e, train, test = np.arange(len(history) + 1.0), history.train, history.test
+    end, digits = history.train_end if len(history.train_end) else train, decimals(test.values[-1])
+    ends = [(c.values[-1], c.mean[-1], number(c.mean[-1], digits)) for c in (end, test)]
+    return (
+        _Side("train", TRAIN_COLOR, e[1:] - 0.5, train, *ends[0]),
+        _Side("test", TEST_COLOR, e, test, *ends[1]),
+    )
 
 
 def axis_limits(history: History) -> tuple[float, float]:
-    """The range of the −ELBO: the bulk of the last epoch, and all averages but the very first."""
-    return _limits(*_sides(history))
+    """The range of the −ELBO: the bulk of the last epoch, and all averages but the very first.
 
-
-def _limits(train: _Side, test: _Side) -> tuple[float, float]:
-    start = max(1, round(len(train.epochs) / 12))
-    low = min(min(side.mean.min(), side.level) for side in (train, test))
-    high = max(side.mean[start:].max(initial=low) for side in (train, test))
-    for side in (train, test):
-        least, few, most = np.quantile(side.last, (0, 0.001, 0.97))
-        high = max(high, most)
-        # The easiest point as well, unless it lies far from all others.
-        low = min(low, least if few - least < 0.3 * (high - few) else few)
-    room = (high - low) or abs(high) or 1.0
-    return float(low - 0.06 * room), float(high + 0.06 * room)
+    Raises ``ValueError`` for a history without an epoch.
+    """
+    start, low, high = max(1, round(len(history) / 12)), math.inf, -math.inf
+    for side in _sides(history):
+        few, most = np.quantile(side.last.astype(float), (0.001, 0.97))
+        low = min(low, few, side.level, *side.curve.mean)
+        high = max(high, most, side.level, *side.curve.mean[start:])
+    room = 0.06 * ((high - low) or abs(high) or 1.0)
+    return float(low - room), float(high + room)
 
 
 def decimals(values: np.ndarray) -> int:
@@ -96,13 +67,15 @@ def decimals(values: np.ndarray) -> int:
     return int(np.clip(2 - math.floor(math.log10(spread)), 0, 6))
 
 
-def _digits(train: _Side, test: _Side) -> int:
-    """Decimals of averages: to the first that the larger of their standard errors reaches."""
-    error = max((side.error for side in (train, test) if side.error > 0), default=0.01)
-    return int(np.clip(-math.floor(math.log10(error)), 0, 6))
+def images_of_test(history: History, images: Any) -> np.ndarray:
+    """The images as an array; ``ValueError`` unless there is one for each test point."""
+    found, count = style.array(images), history.test.points
+    if len(found) != count:
+        raise ValueError(f"expected the {count:,} test images, got {len(found):,} images")
+    return found
 
 
-@styled()
+@style.styled()
 def plot_learning_curve(
     run: History | Convergence, images: Any = None, *, narrow: bool = False
 ) -> LabFigure:
@@ -116,175 +89,208 @@ def plot_learning_curve(
     """
     verdict: Any = run if hasattr(run, "histories") else None
     history: Any = verdict.histories[-1] if verdict else run
-    if not len(history):
-        raise ValueError("the history holds no finished epoch: there is nothing to draw")
-    pictures, unit = (None, "data point") if images is None else (array(images), "image")
-    if pictures is not None and len(pictures) != history.test.points:
-        raise ValueError(
-            f"expected the {history.test.points:,} test images, got {len(pictures):,} images"
-        )
     train, test = _sides(history)
+    pictures, unit = None, "data point"
+    if images is not None:
+        pictures, unit = images_of_test(history, images), "image"
     figure, axes = _panels(narrow, bool(verdict))
-    digits = _digits(train, test)
-    axes["train"].set_ylim(*_limits(train, test))
+    axes["train"].set_ylim(axis_limits(history))
     for side, other in ((train, test), (test, train)):
-        _draw_side(axes[side.name], side, other, digits)
-        _draw_decay(axes[side.name], history.lr)
-        axes[side.name].set(xlim=(-0.5, len(history) + 0.5), xlabel="epoch")
-        set_ticks(axes[side.name].xaxis, 5, integer=True)
-    _draw_last(axes["last"], train, test, pictures)
-    note, said = _note(train, test, unit, digits), ""
+        _draw_side(axes[side.name], side, other)
+        _draw_epochs(axes[side.name], history.lr, verdict)
     if len(history.train_end):
         axes["train"].plot(len(history), train.level, "o", color=TRAIN_COLOR, mfc="white", ms=6.5,
                            mew=1.8, zorder=4, clip_on=False)  # fmt: skip
-        note += " Ring: train after the run, evaluated as test is."
+    _draw_last(axes["last"], train, test, pictures)
+    title = ends = f"After epoch {len(history)}: train at {train.text}, test at {test.text}"
+    changes = ""
     if verdict:
-        axes["train"].set_xticks([0, *(len(each) for each in verdict.histories[-3:])])
-        axes["test"].set_xticks(axes["train"].get_xticks())
-        said = draw_ends(axes["train ends"], axes["test ends"], verdict)
-        changed, beyond = draw_changes(axes["changes"], verdict, unit)
-        note, said = f"{note}{beyond}", f"{said} {changed} {true_minus(repr(verdict))}"
-    _write(figure, _finding(verdict, history, train, test, digits), unit, note, narrow)
-    describe(axes["test"], f"{_in_words(train, test, unit, digits)} {said}".strip())
+        title = _finding(verdict)
+        windows = _windows(verdict)
+        for side, window in zip((train, test), windows, strict=True):
+            _draw_ends(axes[f"{side.name} ends"], side, verdict, window)
+        axes["test ends"].tick_params(labelleft=narrow or windows[0] != windows[1])
+        changes = f" {_draw_changes(axes['changes'], verdict, unit)} {true_minus(repr(verdict))}"
+    _write(figure, title, unit, _note(history, train, test, bool(verdict), unit), narrow)
+    figure.alt = f"Learning curve over a cloud of single {unit}s. {ends}.{changes}"
     figure.narrow = None if narrow else partial(plot_learning_curve, run, images, narrow=True)
     return figure
 
 
 def _panels(narrow: bool, verdict: bool) -> tuple[LabFigure, dict[str, Axes]]:
     """Axes by name: parts, and below them differences where there is a verdict."""
+    names = [["train", "test", "last"], ["train ends", "test ends", "changes"]][: 1 + verdict]
+    size, widths, heights = (WIDTH, 6.9 if verdict else 4.9), [1, 1, 0.8], [2.3, 1]
     if narrow:
-        layout = [["train"], ["test"], ["last"]]
-        layout += [["train ends"], ["test ends"], ["changes"]] if verdict else []
-        size = (NARROW, 14.4 if verdict else 9.4)
-        ratios: Any = {"height_ratios": [3, 3, 3.4, 1.6, 1.6, 1.6][: len(layout)]}
-    else:
-        layout = [["train", "test", "last"]]
-        layout += [["train ends", "test ends", "changes"]] if verdict else []
-        size = (WIDTH, 6.9 if verdict else 4.9)
-        ratios = {"width_ratios": [1, 1, 0.8], "height_ratios": [2.3, 1][: len(layout)]}
+        names = [[name] for row in names for name in row]
+        size, widths, heights = (NARROW, 14.4 if verdict else 9.4), [1], [3, 3, 3.4, 1.6, 1.6, 1.6]
     figure: Any = plt.figure(figsize=size, layout="constrained", FigureClass=LabFigure)
-    axes = figure.subplot_mosaic(layout, **ratios)
+    figure.get_layout_engine().set(w_pad=PAD, h_pad=PAD, hspace=0.04)
+    axes = figure.subplot_mosaic(names, width_ratios=widths, height_ratios=heights[: len(names)])
     for name in ("test", "last"):
         axes[name].sharey(axes["train"])
-    axes["train"].set_ylabel("−ELBO (nats)")
-    axes["test"].set_ylabel("−ELBO (nats)" if narrow else "")
+    for name in {"train", "train ends", "test", "test ends"} & axes.keys():
+        axes[name].set_ylabel("−ELBO (nats)" if narrow or "train" in name else "")
     axes["test"].tick_params(labelleft=narrow)
-    set_ticks(axes["train"].yaxis, 7)
+    style.set_ticks(7, axes["train"].yaxis)
     axes["last"].axis("off")
     axes["last"].set_xlim(0, 1)
-    figure.get_layout_engine().set(w_pad=PAD, h_pad=PAD, hspace=0.04)
     return figure, axes
 
 
-def _draw_side(ax: Axes, side: _Side, other: _Side, digits: int) -> None:
+def _draw_side(ax: Axes, side: _Side, other: _Side) -> None:
     """Bands of all points, dots of some, the average, and thinly the average of the other side."""
-    epochs, color = side.epochs, side.color
+    epochs, color, values, (low, high) = side.epochs, side.color, side.curve.values, ax.get_ylim()
     x = np.concatenate([[epochs[0] - 0.5], epochs, [epochs[-1] + 0.5]])
-    edges = np.quantile(side.values, (0.05, 0.25, 0.75, 0.95), axis=1)
+    edges = np.quantile(values, (0.05, 0.25, 0.75, 0.95), axis=1)
     edges = np.pad(edges, ((0, 0), (1, 1)), "edge")
     for lower, upper, alpha in ((0, 3, 0.11), (1, 2, 0.19)):
         ax.fill_between(x, edges[lower], edges[upper], color=color, alpha=alpha, lw=0)
-    _draw_dots(ax, side)
-    ax.plot(epochs, side.mean, color="white", lw=4.8)
-    ax.plot(other.epochs, other.mean, color=other.color, lw=1.1, label=other.name)
-    ax.plot(epochs, side.mean, color=color, lw=2.6, label=side.name)
-    low, high = ax.get_ylim()
-    beside(ax, side.level, number(side.level, digits), color=color, weight="bold", size=12)
+    rng = np.random.default_rng(0)  # private: drawing must not disturb an experiment
+    count = min(values.shape[1], max(8, 600 // math.ceil(epochs[-1])))
+    y = np.stack([rng.choice(row, count, replace=False) for row in values])
+    x = epochs[:, None] + rng.uniform(-0.45, 0.45, y.shape)
+    ax.plot(x.ravel(), y.ravel(), color=color, ms=3.6, alpha=0.75, **style.DOTS)
+    for edge, beyond in ((high, x[y > high]), (low, x[y < low])):  # ticks at the edge
+        ax.plot(
+            beyond, np.full(len(beyond), edge), "|", ms=8, mew=0.7, color=color, rasterized=True
+        )
+    ax.plot(epochs, side.curve.mean, color="white", lw=4.8)
+    ax.plot(other.epochs, other.curve.mean, color=other.color, lw=1.1, label=other.name)
+    ax.plot(epochs, side.curve.mean, color=color, lw=2.6, label=side.name)
+    style.beside(ax, side.level, side.text, color=color, weight="bold", size=12)
     ahead = other.level - side.level
     close = abs(ahead) < 0.1 * (high - low)
-    beside(ax, side.level if close else other.level, f"{other.name} {number(other.level, digits)}",
-           down=-math.copysign(15, ahead) if close else 0, color=other.color)  # fmt: skip
+    style.beside(ax, side.level if close else other.level, f"{other.name} {other.text}",
+                 down=-math.copysign(15, ahead) if close else 0, color=other.color)  # fmt: skip
     ax.set_title(side.name, color=color, weight="bold", size=12)
-    outside = (side.values > high) | (side.values < low)
-    if outside.any():
-        share = f"{100 * outside.mean():.1f}"
-        ax.set_title(f"{'<0.1' if share == '0.0' else share} % off the scale", loc="right")
+    if share := 100 * np.mean((values > high) | (values < low)):
+        ax.set_title(f"{f'{share:.1f}' if share >= 0.1 else 'under 0.1'} % lie beyond", loc="right")
 
 
-def _draw_decay(ax: Axes, rate: np.ndarray) -> None:
-    """Where the learning rate falls: what lowers the end of any curve."""
-    falls = np.flatnonzero(rate < 0.99 * rate.max())
-    falls = falls[falls > rate.argmax()]
-    if len(falls):
+def _draw_epochs(ax: Axes, rate: np.ndarray, verdict: Convergence | None) -> None:
+    """The axis of epochs, and where the learning rate falls: what lowers the end of any curve."""
+    ax.set(xlim=(-0.5, len(rate) + 0.5), xlabel="epoch")
+    style.set_ticks(5, ax.xaxis, integer=True)
+    if verdict:
+        ax.set_xticks([0, *(len(run) for run in verdict.histories[-3:])])
+    since = 1 + np.flatnonzero(rate >= 0.99 * rate.max())[-1]
+    if since < len(rate):
         place: Any = {"transform": ax.get_xaxis_transform(), "color": GREY}
-        ax.plot([falls[0], len(rate)], [0.025, 0.025], lw=1.5, **place)
+        ax.plot([since, len(rate)], [0.025, 0.025], lw=1.5, **place)
         ax.text(len(rate), 0.04, "learning rate falls", ha="right", va="bottom",
-                path_effects=HALO, **place)  # fmt: skip
-
-
-def _draw_dots(ax: Axes, side: _Side) -> None:
-    """Other random points in each epoch; those beyond the axis are ticks at its edge."""
-    rng = np.random.default_rng(0)  # private: drawing must not disturb an experiment
-    y = np.stack([rng.choice(row, _dots(side), replace=False) for row in side.values])
-    x = side.epochs[:, None] + rng.uniform(-0.45, 0.45, y.shape)
-    ax.plot(x.ravel(), y.ravel(), color=side.color, ms=3.6, alpha=0.75, **DOTS)
-    low, high = ax.get_ylim()
-    for edge, beyond in ((1, x[y > high]), (0, x[y < low])):
-        ax.plot(beyond, np.full(len(beyond), edge), "|", ms=8, mew=0.7, color=side.color,
-                transform=ax.get_xaxis_transform(), rasterized=True)  # fmt: skip
-
-
-def _dots(side: _Side) -> int:
-    """How many points are dots in each epoch: a few hundred in all."""
-    return min(side.values.shape[1], max(8, 600 // math.ceil(side.epochs[-1])))
+                path_effects=style.HALO, **place)  # fmt: skip
 
 
 def _draw_last(ax: Axes, train: _Side, test: _Side, pictures: np.ndarray | None) -> None:
     """The distributions after the last epoch, and test points tied to their values."""
-    low, high = ax.get_ylim()
+    (low, high), digits = ax.get_ylim(), decimals(test.last)
     bins = np.linspace(low, high, 61)
-    values, digits = test.last, decimals(test.last)
     shares = [np.histogram(side.last, bins)[0] for side in (train, test)]
     outlines = [0.36 * share / max(share.max(), 1) for share in shares]
-    style: Any = {"orientation": "horizontal", "baseline": 0}
-    ax.stairs(outlines[0], bins, fill=True, color=TRAIN_COLOR, alpha=0.25, lw=0, **style)
-    ax.stairs(outlines[1], bins, color=TEST_COLOR, lw=1.4, **style)
+    sideways: Any = {"orientation": "horizontal", "baseline": 0}
+    ax.stairs(outlines[0], bins, fill=True, color=TRAIN_COLOR, alpha=0.25, lw=0, **sideways)
+    ax.stairs(outlines[1], bins, color=TEST_COLOR, lw=1.4, **sideways)
     ax.set_title("after the last epoch", color=INK)
-    picks = _picks(values, low, high, 0.13)
-    if pictures is not None:
-        shown = mosaic(pictures[test.index[[column for column, _, _ in picks]]], 1)
-        tiles = np.split(shown, len(picks))
-    for i, (column, height, name) in enumerate(picks):
-        value = values[column]
+    # The typical, the hardest and the easiest point; then, from below, any for which there is room.
+    order = np.argsort(test.last).tolist()
+    heights, taken = np.clip((test.last - low) / (high - low), 0.03, 0.95), np.empty(0)
+    middle = order[len(order) // 2]
+    names = {middle: "", order[-1]: "hardest", order[0]: "easiest"} | {middle: "typical"}
+    for column in (*names, *order[:: 1 + len(order) // 1000]):
+        value, height = test.last[column], heights[column]
+        if np.any(np.abs(taken - height) < 0.13):
+            continue
+        taken = np.append(taken, height)
         if low <= value <= high:
-            start = outlines[1][min(int((value - low) / (high - low) * 60), 59)]
+            start = outlines[1][np.clip(np.searchsorted(bins, value) - 1, 0, 59)]
             ax.plot([start + 0.02, 0.45], [value, value], color=GREY, lw=0.6)
         if pictures is not None:
             inset = ax.inset_axes((0.46, height - 0.055, 0.22, 0.11))
-            inset.imshow(tiles[i])
+            inset.imshow(style.mosaic(pictures[test.curve.index[[column]]], 1))
             inset.axis("off")
         arrow = " ↑" if value > high else " ↓" if value < low else ""
-        text = f"{number(value, digits)}{arrow}\n{name}".strip()
+        text = f"{number(value, digits)}{arrow}\n{names.get(column, '')}".strip()
         left = 0.47 if pictures is None else 0.71
         ax.text(left, height, text, transform=ax.transAxes, va="center", linespacing=1.1)
 
 
-def _picks(
-    values: np.ndarray, low: float, high: float, apart: float
-) -> list[tuple[int, float, str]]:
-    """Points to show: (column, height in the panel from 0 to 1, name), no two closer than that.
+def _windows(verdict: Convergence) -> list[tuple[float, float]]:
+    """Ranges for train and test that show the last two ends, and the tolerance as a band.
 
-    The typical, the hardest and the easiest first, then others between them at even heights. What
-    lies beyond the panel stands at its edge.
+    One range for both, and earlier ends too, where the band is a sixteenth of it at least.
     """
-    heights = np.clip((values - low) / (high - low), 0.03, 0.95)
-    order = values.argsort(kind="stable")
-    named = {int(order[len(order) // 2]): "typical" if np.ptp(values) else ""}
-    for column, name in ((int(order[-1]), "hardest"), (int(order[0]), "easiest")):
-        if np.abs(heights[list(named)] - heights[column]).min() >= apart:
-            named[column] = name
-    anchors = np.sort(heights[list(named)])
-    for a, b in pairwise(anchors):
-        for target in np.linspace(a, b, int((b - a) / apart) + 1)[1:-1]:
-            column = int(np.abs(heights - target).argmin())
-            if np.abs(heights[list(named)] - heights[column]).min() >= 0.95 * apart:
-                named[column] = ""
-    return [(column, float(heights[column]), name) for column, name in named.items()]
+    tolerance, windows = verdict.tolerance, []
+    ends = [[end.value for end in side] for side in (verdict.train_ends, verdict.test_ends)]
+    seen = [[*y[-2:], y[-2] - tolerance, y[-2] + tolerance] for y in ends]
+    if np.ptp(seen) <= 32 * tolerance:
+        ends, seen = [[*ends[0], *ends[1]]] * 2, [[*seen[0], *seen[1]]] * 2
+    for y, shown in zip(ends, seen, strict=True):
+        for value in reversed(y):
+            shown = [*shown, value] if np.ptp([*shown, value]) <= 32 * tolerance else shown
+        room = 0.22 * np.ptp(shown)
+        windows.append((min(shown) - room, max(shown) + room))
+    return windows
 
 
-def _write(figure: Any, finding: str, unit: str, note: str, narrow: bool) -> None:
+def _draw_ends(ax: Axes, side: _Side, verdict: Convergence, window: tuple[float, float]) -> None:
+    """The ends of the runs by their length, and where the last may end."""
+    y = np.array([end.value for end in getattr(verdict, f"{side.name}_ends")])
+    change: Estimate = getattr(verdict, f"{side.name}_changes")[-1]
+    x, tolerance, color = np.arange(len(y)), verdict.tolerance, side.color
+    before, reach = y[-2], [x[-2], x[-1] + 0.35]
+    ax.fill_between(reach, before - tolerance, before + tolerance, color=color, alpha=0.18, lw=0)
+    ax.plot(reach, [before, before], color=color, lw=0.9, ls=(0, (4, 3)))
+    ax.plot(x, y, "o-", color=color, lw=2.2, ms=7, mec="white")
+    if math.isfinite(change.high - change.low):
+        ax.plot(x[[-1, -1]], [before + change.low, before + change.high], color=color, lw=1.3)
+    corner, align = (0.02, "bottom") if y[-1] > before else (0.98, "top")
+    ax.text(1, corner, f"tolerance ±{tolerance:.3g}", color=color, ha="right", va=align,
+            transform=ax.transAxes)  # fmt: skip
+    ax.set(xlim=(-0.35, reach[1]), ylim=window, xlabel="epochs of the run")
+    ax.set_xticks(x, [f"{len(run)}" for run in verdict.histories])
+    style.set_ticks(4, ax.yaxis)
+    ax.set_title(f"{side.name}, end of each run", color=color)
+    digits, sign = max(0, 1 - math.floor(math.log10(tolerance))), "+" if change.value > 0 else ""
+    style.beside(ax, y[-1], number(y[-1], digits), color=color, weight="bold", size=12)
+    style.beside(ax, y[-1], sign + number(change.value, digits), down=14, color=color)
+    for at, run in enumerate(verdict.histories[:-1]):  # named where the line is not
+        text = number(y[at], digits)
+        text += ", kept" if side.name == "test" and len(run) == verdict.keep else ""
+        up = y[at] > y[at - 1] if at else y[0] >= y[1]
+        if not window[0] < y[at] < window[1]:
+            text, up = f"{text} {'↑' if y[at] > before else '↓'}", y[at] < before
+        ax.annotate(text, (at, np.clip(y[at], *window)), (-6 if at else 7, 4 if up else -4),
+                    textcoords="offset points", color=color, ha="right" if at else "left",
+                    va="bottom" if up else "top")  # fmt: skip
+
+
+def _draw_changes(ax: Axes, verdict: Convergence, unit: str) -> str:
+    """What the last doubling did to each test point; also in words."""
+    before, after = verdict.histories[-2:]
+    change = after.test.values[-1].astype(float) - before.test.values[-1]
+    low, high = np.quantile(np.append(change, 0), (0.004, 0.996))
+    step = (high - low) / 36 or 1.0
+    bins = step * np.arange(math.floor(low / step), math.ceil(high / step) + 1)
+    better, worse = change[change < 0], change[change > 0]
+    for found, alpha in ((better, 0.4), (worse, 1)):
+        counts = np.histogram(np.clip(found, bins[0], bins[-1]), bins)[0]
+        ax.stairs(counts, bins, fill=True, color=TEST_COLOR, alpha=alpha)
+    said = [f"{100 * len(found) / len(change):.0f} % {name} by {number(abs(found.mean()), 1)}"
+            for name, found in (("better", better), ("worse", worse)) if len(found)]  # fmt: skip
+    ax.text(0, 1, "\n".join(said), va="top", linespacing=1.2, transform=ax.transAxes)
+    ax.axvline(0, ymax=0.65, color=INK, lw=0.9)
+    ax.set(ylim=(0, 1.55 * ax.get_ylim()[1]), yticks=[], xlabel=f"nats per test {unit.split()[-1]}")
+    ax.spines.left.set_visible(False)
+    style.set_ticks(4, ax.xaxis)
+    lengths = f"{len(before)} → {len(after)} epochs"
+    ax.set_title(f"change, {lengths}", color=INK)
+    return f"Of the test {unit}s, {lengths}: {', '.join(said) or 'no change'} on average."
+
+
+def _write(figure: Any, title: str, unit: str, note: str, narrow: bool) -> None:
     """What one should see, what it is measured in, and what the parts are."""
-    title = textwrap.fill(finding, 33 if narrow else 82)
+    title = textwrap.fill(title, 33 if narrow else 82)
     subtitle = f"−ELBO in nats per {unit}, lower is better"
     left, top = PAD / figure.get_figwidth(), 1 - PAD / figure.get_figheight()
     room = "\n" * (title.count("\n") + 1)
@@ -294,48 +300,24 @@ def _write(figure: Any, finding: str, unit: str, note: str, narrow: bool) -> Non
     figure.supxlabel(note, x=left, ha="left", size=9.5, color=GREY, linespacing=1.3)
 
 
-def _finding(verdict: Any, history: History, train: _Side, test: _Side, digits: int) -> str:
+def _finding(verdict: Convergence) -> str:
     """What one should see."""
-    epochs, planned = len(history), history.settings.epochs
-    if verdict is None:
-        ends = [f"{side.name} at {number(side.level, digits)}" for side in (train, test)]
-        after = f"epoch {epochs}" if epochs == planned else f"epoch {epochs} of {planned}, stopped"
-        return f"After {after}: {ends[0]}, {ends[1]}"
     return {
         "converged": "Train and test end together: doubling the training hardly changes either",
-        "still improving": f"Test still falls: {epochs} epochs are not enough",
+        "still improving": f"Test still falls: {len(verdict.histories[-1])} epochs are not enough",
         "overfitting": f"After {verdict.keep} epochs test stops improving, train does not",
     }.get(verdict.verdict, f"These runs cannot tell: {verdict.why}")
 
 
-def _note(train: _Side, test: _Side, unit: str, digits: int) -> str:
-    """What bands and dots are, and which averages stand off the scale."""
-    (kept, of), dots = _counts(train, test), [_dots(train), _dots(test)]
-    share = f"all {of}" if kept == of else f"the {kept} that were kept of {of}"
-    some = f"{dots[0]}" if dots[0] == dots[1] else f"{dots[0]} and {dots[1]}"
-    text = f"Bands: the middle 50 and 90 % of {share} {unit}s. Dots: {some} of them in each epoch."
-    starts = ((train, "train in epoch 1"), (test, "test before training"))
-    off = [f"{when}, {number(side.mean[0], digits)}" for side, when in starts
-           if side.mean[0] > _limits(train, test)[1]]  # fmt: skip
-    return text + f" Off the scale: {'; '.join(off)}." * bool(off)
-
-
-def _counts(train: _Side, test: _Side) -> tuple[str, str]:
-    """How many points are kept, and how many there are."""
-    kept = f"{train.values.shape[1]:,} train and {test.values.shape[1]:,} test"
-    return kept, f"{train.points:,} train and {test.points:,} test"
-
-
-def _in_words(train: _Side, test: _Side, unit: str, digits: int) -> str:
-    """What the figure shows, without the verdict."""
-    starts = [number(side.mean[0], digits) for side in (train, test)]
-    ends = [number(side.level, digits) for side in (train, test)]
-    quantiles = np.quantile(test.last, (0.05, 0.25, 0.75, 0.95))
-    edges = [number(value, decimals(test.last)) for value in quantiles]
-    return (
-        f"Learning curve, epochs 0 to {len(train.epochs)}, over a cloud of single {unit}s. The "
-        f"average −ELBO of the training {unit}s goes from {starts[0]} in the first epoch to "
-        f"{ends[0]} nats after the last, that of the test {unit}s from {starts[1]} before training "
-        f"to {ends[1]}. Of the test {unit}s half then lie between {edges[1]} and {edges[2]}, 90 % "
-        f"between {edges[0]} and {edges[3]}."
-    )
+def _note(history: History, train: _Side, test: _Side, verdict: bool, unit: str) -> str:
+    """What bands, dots, ring and bars are, and which averages stand beyond the scale."""
+    kept = f"{len(train.last):,} train and {len(test.last):,} test"
+    of = f"{history.train.points:,} train and {history.test.points:,} test"
+    note = f"Bands: the middle 50 and 90 % of {kept}{f' of {of}' if kept != of else ''} {unit}s. "
+    note += "Dots: some of them."
+    starts = {"train in epoch 1": train.curve.mean[0], "test before training": test.curve.mean[0]}
+    digits, high = decimals(test.last), axis_limits(history)[1]
+    off = [f"{when}, {number(nats, digits)}" for when, nats in starts.items() if nats > high]
+    note += f" Beyond the scale: {'; '.join(off)}." if off else ""
+    note += " Ring: train after the run, evaluated as test is." if len(history.train_end) else ""
+    return note + (" Outermost bars: all changes beyond them, too." if verdict else "")

@@ -10,6 +10,7 @@ import base64
 import contextlib
 import io
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import numpy as np
 from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageChops
 from torch import Tensor
 
@@ -28,8 +29,8 @@ from .arrays import as_tensor
 from .displays import number
 
 __all__ = ["CLASS_COLORS", "DOTS", "GREY", "HALO", "INK", "NARROW", "PAD", "TEST_COLOR"]
-__all__ += ["TRAIN_COLOR", "WIDTH", "LabFigure", "array", "beside", "class_labels", "describe"]
-__all__ += ["ink", "mosaic", "new_figure", "save_figure", "set_ticks", "styled"]
+__all__ += ["TRAIN_COLOR", "WIDTH", "LabFigure", "array", "beside", "class_labels", "mosaic"]
+__all__ += ["new_figure", "save_figure", "set_ticks", "styled"]
 
 # Okabe & Ito's blue and orange-red, which the colour-blind tell apart; dark enough to be read.
 TRAIN_COLOR, TEST_COLOR = "#0072B2", "#C65300"
@@ -45,32 +46,18 @@ _DPI = 200
 HALO = [patheffects.withStroke(linewidth=3, foreground="white")]
 DOTS: Any = {"marker": ".", "mew": 0, "ls": "", "rasterized": True}  # clouds, not vectors
 
-_DRAWN = (
-    *("axes", "figure", "font", "grid", "hatch", "image", "lines", "markers", "mathtext"),
-    *("patch", "path", "savefig", "svg", "text", "xtick", "ytick"),
-)
-_NOT_DRAWN = (
-    *("figure.hooks", "figure.max_open_warning", "figure.raise_window"),
-    *("savefig.directory", "savefig.format"),
-)
-# matplotlib's own defaults, whatever the user's style, and over them the lab's.
-_STYLE: Any = {
-    name: value
-    for name, value in mpl.rcParamsDefault.items()
-    if name.partition(".")[0] in _DRAWN and name not in _NOT_DRAWN
-} | {
+# matplotlib's own defaults, whatever the user's style, and over them the lab's. What a notebook's
+# backend sets when the first figure wakes it must stay.
+_NO_STYLE = ("backend", "interactive", "figure.max_open_warning")
+_STYLE: Any = {k: v for k, v in mpl.rcParamsDefault.items() if k not in _NO_STYLE} | {
     "font.size": 9.5,
     "axes.labelsize": 10.5,
     "axes.titlesize": 9.5,
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": GREY,
-    "axes.titlecolor": GREY,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
+    **dict.fromkeys(("axes.edgecolor", "axes.titlecolor", "xtick.color", "ytick.color"), GREY),
+    **dict.fromkeys(("axes.labelcolor", "text.color"), INK),
     "svg.hashsalt": "vae-lab",  # the same figure gives the same file
     "svg.fonttype": "none",
 }
@@ -78,10 +65,7 @@ _STYLE: Any = {
 
 @contextlib.contextmanager
 def styled() -> Iterator[None]:
-    """Within it matplotlib draws in the lab's style; also to decorate functions that draw.
-
-    ``rc_context`` would take back what a notebook's backend sets when the first figure wakes it.
-    """
+    """Within it matplotlib draws in the lab's style; also to decorate functions that draw."""
     before = {name: mpl.rcParams[name] for name in _STYLE}
     mpl.rcParams.update(_STYLE)
     try:
@@ -135,10 +119,10 @@ def _png(figure: Figure) -> bytes:
     """The figure as an opaque PNG file, with 256 colours where no eye can tell them from all."""
     drawn, file = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=_DPI)
-    picture = Image.open(drawn).convert("RGB")
-    few = picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    lost = np.asarray(ImageChops.difference(picture, few.convert("RGB")))
-    picture = few if lost.max() <= 20 else picture  # of 255 levels
+    whole = Image.open(drawn).convert("RGB")
+    few = whole.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    lost = np.asarray(ImageChops.difference(whole, few.convert("RGB")))
+    picture = few if lost.max() <= 20 else whole  # of 255 levels
     picture.save(file, format="png", dpi=(_DPI, _DPI), optimize=True)
     return file.getvalue()
 
@@ -163,8 +147,7 @@ def save_figure(figure: Figure, name: str, folder: str | os.PathLike[str] = "") 
         raise ValueError(f'say what {name} shows, for those who cannot see it: figure.alt = "…"')
     place = Path(folder or os.environ.get("VAE_LAB_FIGURES", "build/figures")).expanduser()
     place.mkdir(parents=True, exist_ok=True)
-    for known in (".png", ".svg"):
-        name = name.removesuffix(known)
+    name = re.sub(r"\.(png|svg)$", "", name)
     picture = _Picture(figure)
     for suffix, file in zip(("", "_narrow"), picture.files.values(), strict=False):
         (place / f"{name}{suffix}.png").write_bytes(file)
@@ -173,24 +156,17 @@ def save_figure(figure: Figure, name: str, folder: str | os.PathLike[str] = "") 
     return picture
 
 
-def describe(ax: Axes, text: str) -> LabFigure:
-    """Add to the ``alt`` of the figure that holds these axes, and return the figure."""
-    figure: Any = ax.figure
-    figure.alt = f"{getattr(figure, 'alt', '')} {text}".strip()
-    lab_figure: LabFigure = figure
-    return lab_figure
-
-
 def beside(ax: Axes, y: float, text: str, down: float = 0, **style: Any) -> None:
     """A label right of the panel, at a height, or by so many points below it."""
     ax.annotate(text, (1, y), (6, -down), xycoords=("axes fraction", "data"), va="center",
                 textcoords="offset points", annotation_clip=False, **style)  # fmt: skip
 
 
-def set_ticks(axis: Any, count: int, integer: bool = False) -> None:
+def set_ticks(count: int, *axes: Any, integer: bool = False) -> None:
     """At most ``count`` steps at round numbers, written by ``number``."""
-    axis.set_major_locator(MaxNLocator(count, integer=integer, steps=[1, 2, 5, 10]))
-    axis.set_major_formatter(FuncFormatter(lambda x, _: number(x)))
+    for axis in axes:
+        axis.set_major_locator(MaxNLocator(count, integer=integer, steps=[1, 2, 5, 10]))
+        axis.set_major_formatter(lambda x, _: number(x))
 
 
 def array(data: Any) -> np.ndarray:
@@ -209,23 +185,21 @@ def class_labels(labels: Any, count: int) -> np.ndarray:
     return found.astype(int)
 
 
-def ink(images: Any) -> np.ndarray:
-    """Images ``(N, C, H, W)``, 8-bit or in [0, 1], as ``(N, H, W, C)``; grey is ink on white."""
+def mosaic(images: Any, columns: int, margin: int = 0) -> np.ndarray:
+    """Images ``(N, C, H, W)``, 8-bit or in [0, 1], in rows of ``columns``: a picture ``(H, W, 3)``.
+
+    Grey is ink on white. Raises ``ValueError`` for another shape.
+    """
     x = array(images)
     if x.ndim != 4 or x.shape[1] not in (1, 3):
         raise ValueError(f"images are (N, C, H, W), of one channel or three; got {x.shape}")
     if x.dtype.kind in "iu" and x.max(initial=0) > 1:
         x = x / 255
-    x = np.clip(x, 0, 1).astype(float).transpose(0, 2, 3, 1)
-    return 1 - x if x.shape[3] == 1 else x
-
-
-def mosaic(images: Any, columns: int, margin: int = 0) -> np.ndarray:
-    """Images as ``ink`` takes them, in rows of ``columns``: one picture ``(H, W, 3)``."""
-    tiles = ink(images)
-    empty, edge = -len(tiles) % columns, (margin, margin)
-    tiles = np.pad(tiles, ((0, empty), edge, edge, (0, 0)), constant_values=1)
-    count, height, width, channels = tiles.shape
-    grid = tiles.reshape(count // columns, columns, height, width, channels).swapaxes(1, 2)
-    picture = grid.reshape(count // columns * height, columns * width, channels)
-    return np.broadcast_to(picture, (*picture.shape[:2], 3))
+    x = np.clip(x.astype(float), 0, 1)
+    if x.shape[1] == 1:
+        x = np.repeat(1 - x, 3, axis=1)
+    padding = (0, -len(x) % columns), (0, 0), (margin, margin), (margin, margin)
+    x = np.pad(x, padding, constant_values=1)
+    rows, (height, width) = len(x) // columns, x.shape[2:]
+    grid = x.reshape(rows, columns, 3, height, width).transpose(0, 3, 1, 4, 2)
+    return grid.reshape(rows * height, columns * width, 3)
