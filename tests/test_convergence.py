@@ -50,9 +50,6 @@ def test_a_change_is_paired_signed_and_its_interval_is_students(n):
     for estimates in (found.test_ends, found.train_ends):
         assert estimates[0] == truth(before)
         assert estimates[1] == truth(after)
-    gap = found.gaps[-1]
-    assert (gap.value, gap.se) == pytest.approx((0, math.sqrt(2) * stats.sem(after)))
-    assert gap.high - gap.low == pytest.approx(2 * gap.se * stats.t.ppf(0.975, n - 1))
 
 
 def test_a_sample_of_points_that_was_kept_stands_for_the_spread_and_all_for_the_mean():
@@ -65,36 +62,19 @@ def test_a_sample_of_points_that_was_kept_stands_for_the_spread_and_all_for_the_
     assert found.high - found.value == pytest.approx(stats.t.ppf(0.975, 99) * found.se)
 
 
-def test_every_doubling_and_the_gaps_are_told():
-    found = convergence(*runs([50, 40, 36], [48, 36, 30]), tolerance=1)
-    assert [change.value for change in found.test_changes] == [-10, -4]
-    assert [change.value for change in found.train_changes] == [-12, -6]
-    assert [end.value for end in found.test_ends] == [50, 40, 36]
-    assert [end.value for end in found.train_ends] == [48, 36, 30]
-    assert [gap.value for gap in found.gaps] == [2, 4, 6]
-    assert (found.keep, found.tolerance, found.why) == (16, 1, "")
-    assert [len(run) for run in found.histories] == [4, 8, 16]
-
-
 STILL, OVER, CANNOT = "still improving", "overfitting", "cannot tell"
 # Test ends, train ends (None: the same), spread (the interval is ± 0.098 times that), and the
 # verdict with the epochs to keep, or a word of the reason why it cannot be told.
 VERDICTS = [
-    ([60, 52, 48], None, 1.0, STILL, 16),
     ([60, 52, 51.05], None, 1.0, STILL, 16),  # −0.95 ± 0.1: not shown to be less
     ([60, 52, 51], None, 0.0, STILL, 16),  # the tolerance itself
     ([60, 52, 51.2], None, 1.0, "converged", 16),
-    ([60, 52, 51.2], None, 4.0, STILL, 16),  # −0.8 ± 0.4
-    ([60, 52, 52], None, 1.0, "converged", 8),
     ([60, 52, 52], None, 12.0, CANNOT, "too few"),
     ([60, 52, 52.5], None, 1.0, "converged", 8),  # a rise within the tolerance
     ([60, 52, 56], None, 1.0, CANNOT, "rose"),  # train rises as well
-    ([60, 52, 53], None, 0.0, CANNOT, "rose"),
     ([60, 52, 53], [50, 42, 42], 0.0, CANNOT, "rose"),  # and train stands
     ([60, 52, 54], [50, 40, 30], 25.0, CANNOT, "too few"),  # 2 ± 2.5
     ([60, 52, 53], [50, 40, 39.9], 0.0, OVER, 8),  # train falls, however little
-    ([50, 45, 49], [48, 40, 33], 1.0, OVER, 8),
-    ([30, 34, 36], [20, 15, 12], 1.0, OVER, 4),
     ([50, 50.7, 51.4], [45, 40, 36], 1.0, OVER, 4),  # each rise is small, both are not
     ([50, 50.5, 51], [45, 40, 39.5], 1.0, "converged", 4),  # no more than the tolerance
     ([60, 52, 51.9], [58, 50, 44], 1.0, OVER, 8),  # within a tolerance of the lowest: shorter
@@ -104,14 +84,12 @@ VERDICTS = [
     ([60, 52, 52], [58, 50, 49.05], 1.0, CANNOT, "train may"),
     ([60, 52, 52], [58, 50, 50.95], 1.0, CANNOT, "train may"),
     ([60, 52, 52], [58, 50, 51], 0.0, CANNOT, "train may"),
-    ([60, 52, 52], [58, 50, 49.5], 1.0, "converged", 8),
     ([199.5, 199.3, 199.2], None, 0.0, CANNOT, "little"),  # the start is 200
     ([199.375, 199.1875, 199], None, 0.0, "converged", 16),  # a tolerance in all
     ([199, 197.6, 196.9], None, 0.0, "converged", 16),  # 3.1 in all, 0.7 by doubling
     ([199, 197.6, 196.75], None, 0.0, CANNOT, "little"),  # 3.25 in all, 0.85 by doubling
     ([50, 49.9, 49.2], None, 1.0, CANNOT, "grow"),
     ([50, 49.4, 48.75], None, 1.0, "converged", 16),  # −0.6 ± 0.1, then −0.65 ± 0.1
-    ([50, 49.5, 49], None, 0.0, "converged", 16),
     ([52, 51.5], None, 1.0, "converged", 8),  # two runs
 ]  # fmt: skip
 
@@ -125,10 +103,8 @@ def test_every_verdict_follows_from_the_intervals(ends, train_ends, spread, verd
         assert found.keep == len(found.histories[int(np.argmin(ends))])
     else:
         assert (found.keep, found.why) == (told, "")
-    line = repr(found)
-    begins = {"converged": "Yes, converged: ", CANNOT: "Cannot tell, "}
-    assert line.startswith(begins.get(verdict, f"No, {verdict}: "))
-    assert line.isascii() and "\n" not in line and len(line) < 300
+    line, begins = repr(found), {"converged": "Yes, converged: ", CANNOT: "Cannot tell, "}
+    assert line.startswith(begins.get(verdict, f"No, {verdict}: ")) and line.isascii()
     assert (f"keep the run of {found.keep} epochs" in line) == (verdict == OVER)
 
 
@@ -138,18 +114,18 @@ def test_a_few_test_points_tell_nothing(n):
     assert (found.verdict, found.why) == (CANNOT, f"too few test points ({n})")
     # A list will do as well; and by another tolerance the same change is convergence.
     assert convergence(runs([60, 52, 48], spread=1.0), tolerance=5).verdict == "converged"
-    assert n > 1 or (found.test_changes[-1].low, found.gaps[-1].high) == (-math.inf, math.inf)
+    assert n > 1 or (found.test_changes[-1].low, found.test_ends[-1].high) == (-math.inf, math.inf)
 
 
 def test_numbers_have_two_digits_of_the_tolerance_and_jupyter_shows_a_table():
     for tolerance, shown in ((7.84, "-4.0 (-4.0"), (0.02, "-4.000 (-4.0"), (50, "-4 (-4")):
         assert f"by {shown}" in repr(convergence(*runs([-60, -68, -72]), tolerance=tolerance))
-    page = convergence(*runs([-60, -68, -72]), tolerance=1)._repr_html_()
+    page = convergence(*runs([-60, -68, -72], [-61, -70, -75]), tolerance=1)._repr_html_()
     rows = [re.findall("<t[hd]>(.*?)</t[hd]>", row) for row in re.findall("<tr>(.*?)</tr>", page)]
-    assert [row[:1] + row[3:4] for row in rows[1:]] == [
-        ["4", "−60.0"],
-        ["8", "−68.0"],
-        ["16", "−72.0"],
+    assert rows[1:] == [
+        ["4", "−61.0", "", "−60.0", "", "1.0"],
+        ["8", "−70.0", "−9.0 (−9.0 to −9.0)", "−68.0", "−8.0 (−8.0 to −8.0)", "2.0"],
+        ["16", "−75.0", "−5.0 (−5.0 to −5.0)", "−72.0", "−4.0 (−4.0 to −4.0)", "3.0"],
     ]
     assert not re.search(r"-\d|-ELBO| - ", page), "true minus signs"
 
@@ -159,23 +135,20 @@ def test_what_cannot_be_compared_is_refused_with_what_differs():
         return [*runs([5]), *runs([4], epochs=8, **options)]
 
     for words, histories in {
-        "none": [],
-        r"E/4, E/2 and E.*\[4\]": runs([5]),
-        "shortest first": runs([5, 4, 3])[::-1],
-        r"\[4, 16\]": runs([5, 4, 3])[::2],
-        r"\[1, 2, 3\]": [*runs([5, 4], epochs=1), *runs([3], epochs=3)],
-        "differ in seed": second(seed=1),
+        "of no run": [],
+        r"E/4, E/2 and E.*4 of 4": runs([5]),
+        "16 of 16, 8 of 8": runs([5, 4, 3])[::-1],
+        "4 of 4, 16 of 16": runs([5, 4, 3])[::2],
         "differ in batch_size, lr": second(lr=1.0, batch_size=9),
         "first weights": second(identity={"first weights": "v"}),
-        r"\[4, 8\] .*stopped": [*runs([5]), history_of(np.zeros((3, 400)), epochs=8)],
+        "4 of 4, 2 of 8": [*runs([5]), history_of(np.zeros((3, 400)), epochs=8)],
+        "whole.*4 of 4, 8 of 8": [*runs([5]), history_of(np.zeros((9, 400)))],
     }.items():
         with pytest.raises(ValueError, match=words):
             convergence(*histories, tolerance=1)
-    for tolerance in (0, -1, math.nan, math.inf, "0.1", None):
+    for tolerance in (0, math.nan):
         with pytest.raises(ValueError, match="tolerance"):
             convergence(*runs([5, 4, 3]), tolerance=tolerance)
-    with pytest.raises(TypeError, match="tolerance"):
-        convergence(*runs([5, 4, 3]))
 
 
 QUICK = {"batch_size": 20, "lr": 1e-2, "device": "cpu", "precision": "float32"}
@@ -204,10 +177,9 @@ def judged(vae, epochs, data=DATA, progress=None, **options):
 
 
 def same(history, other):
-    pairs = [
-        (getattr(h, name) for h in (history, other)) for name in ("train", "test", "train_end")
-    ]
-    return all(np.array_equal(a.values, b.values) for a, b in pairs)
+    splits = ("train", "test", "train_end")
+    pairs = ([getattr(run, split).values for run in (history, other)] for split in splits)
+    return all(np.array_equal(*pair) for pair in pairs)
 
 
 def alone(epochs, data=DATA, **options):
@@ -216,9 +188,10 @@ def alone(epochs, data=DATA, **options):
 
 
 OTHERS = {"kl_warmup": 2, "seed": 3, "keep_points": 7, "transform": torch.neg, "lr": 0.02}
+OVERFITS = {"data": 0.1 * DATA}  # σ shrinks to what is dear on the test set
 
 
-@pytest.mark.parametrize("options", [{}, OTHERS])
+@pytest.mark.parametrize("options", [{}, OTHERS, OVERFITS])
 def test_runs_that_share_a_trunk_are_runs_made_alone_to_the_bit_and_cost_less(options):
     vae = model()
     found, calls = judged(vae, 16, **options)
@@ -234,23 +207,7 @@ def test_runs_that_share_a_trunk_are_runs_made_alone_to_the_bit_and_cost_less(op
     kept = ends[(4, 8, 16).index(found.keep)].state_dict()
     assert all(torch.equal(value, kept[name]) for name, value in vae.state_dict().items())
     assert found.verdict == convergence(*found.histories, tolerance=0.1).verdict
-
-
-def test_where_it_overfits_the_model_of_the_shorter_run_is_left():
-    vae = model()
-    found, _ = judged(vae, 16, data=0.1 * DATA)  # σ shrinks to what is dear on the test set
-    assert (found.verdict, found.keep) == (OVER, 8)
-    _, end = alone(8, data=0.1 * DATA)
-    kept = end.state_dict()
-    assert all(torch.equal(value, kept[name]) for name, value in vae.state_dict().items())
-
-
-def ctrl_c(at):
-    def press(calls):
-        if calls == at:
-            raise KeyboardInterrupt
-
-    return press
+    assert options is not OVERFITS or (found.verdict, found.keep) == (OVER, 8)
 
 
 @pytest.fixture(scope="module")
@@ -258,10 +215,16 @@ def uninterrupted():
     return judged(model(), 16)
 
 
-@pytest.mark.parametrize("at", [1, 3, 4, 7, 12, 18])
+@pytest.mark.parametrize("at", [3, 4, 7, 18])
 def test_it_goes_on_where_it_was_interrupted_in_trunk_or_decay(at, tmp_path, uninterrupted):
     (whole, calls), path = uninterrupted, tmp_path / "run"
-    error, before = judged(model(), 16, progress=ctrl_c(at), checkpoint=path)
+
+    def stop(calls):
+        if calls == at == 7:
+            raise KeyboardInterrupt
+        return calls < at
+
+    error, before = judged(model(), 16, progress=stop, checkpoint=path)
     assert isinstance(error, ValueError)
     found, after = judged(model(), 16, checkpoint=path)
     assert len(before) == at
@@ -271,12 +234,6 @@ def test_it_goes_on_where_it_was_interrupted_in_trunk_or_decay(at, tmp_path, uni
     assert none == [] and third.verdict == whole.verdict
     with pytest.warns(UserWarning, match="run .*other weights"):
         judged(model(seed=1), 16, checkpoint=path)
-
-
-def test_an_answer_of_false_ends_all():
-    for last in (1, 2, 3):  # 2 is the end of the first run
-        error, calls = judged(model(), 8, progress=lambda calls, last=last: calls < last)
-        assert isinstance(error, ValueError) and len(calls) == last
 
 
 def test_twice_the_epochs_train_what_is_new_only(tmp_path):
@@ -293,37 +250,24 @@ def test_twice_the_epochs_train_what_is_new_only(tmp_path):
     assert same(found.histories[0], alone(1)[0])
 
 
-def test_files_that_are_no_trunk_are_refused_by_name(tmp_path):
-    path = tmp_path / "doubled.pt"
+def test_files_that_are_no_trunk_are_refused_by_name_and_kept(tmp_path):
+    path, of_fit = tmp_path / "doubled.pt", tmp_path / "of_fit.pt"
     judged(model(), 4, checkpoint=path)
-    whole, of_fit = path.read_bytes(), tmp_path / "of_fit.pt"
     alone(4, checkpoint=of_fit)
-    for content, options in (
-        (whole[: len(whole) // 2], {}), (b"", {}), (of_fit.read_bytes(), {}), (whole, {"lr": 0.5}),
-    ):  # fmt: skip
+    for content, options in ((of_fit.read_bytes(), {}), (path.read_bytes(), {"lr": 0.5})):
         path.write_bytes(content)
         error, calls = judged(model(), 4, checkpoint=path, **options)
         assert isinstance(error, ValueError) and "doubled.pt" in str(error) and not calls
         assert path.read_bytes() == content
-    with pytest.raises(OSError, match=r"doubled\.pt"):
-        judged(model(), 4, checkpoint=tmp_path / "none" / "doubled.pt")
 
 
 def test_what_would_be_refused_in_the_end_is_refused_before_training():
-    wrong = [{"epochs": n} for n in (1, 2, 6, 0, 4.0)] + [{"kl_warmup": 1}, {"lr": -1}]
-    for given in [*wrong, {"tolerance": 0}, {"tolerance": "0.1"}]:
+    for given in [{"epochs": n} for n in (1, 6, 0, 4.0)] + [{"lr": -1}, {"tolerance": 0}]:
         error, calls = judged(model(), **{"epochs": 4} | given)
         assert isinstance(error, ValueError) and next(iter(given)) in str(error)
         assert calls == []
     with pytest.raises(TypeError, match="schedule"):
         judged(model(), 4, schedule="constant")
-
-
-def test_a_rate_too_small_to_learn_is_no_convergence():
-    for precision in ("float32", "bfloat16"):
-        found, _ = judged(model(), 8, lr=1e-7, precision=precision)
-        assert found.verdict == CANNOT and "little" in found.why
-    assert judged(model(), 4)[0].verdict in (STILL, CANNOT), "nor are four epochs"
 
 
 def test_progress_is_shown_over_all_runs(monkeypatch, capsys):

@@ -11,16 +11,13 @@ import torch
 from scipy.special import logsumexp
 from scipy.stats import norm
 from torch import nn
-from torch.distributions import MultivariateNormal, kl_divergence
+from torch.distributions import kl_divergence
 
 import vae_helpers as lab
-from tools import EVENTS, Fixed, FullCovariance, Gives, case, log_prob_of, run, scale_of, within
+from tools import EVENTS, Fixed, case, log_prob_of, scale_of, within
 from vae_kit import parts
 from vae_kit.diagnostics import log_marginal
-from vae_kit.networks import conv_encoder, mlp
-
-FLOOR = 1e-3
-
+from vae_kit.networks import mlp
 
 LOGITS = [0.0, 1e-6, 1e-3, 0.03, 0.19, 0.21, 1, 4, 15.9, 16, 30, 100, 999]
 
@@ -44,7 +41,7 @@ def test_the_continuous_bernoulli_is_exact_in_density_gradient_and_mean(dtype, o
 
 
 def test_beyond_its_bound_the_continuous_bernoulli_has_the_density_at_the_bound():
-    assert parts.MAX_LOGIT == 1 / FLOOR  # a mean as near to an end as the least scale
+    assert parts.MAX_LOGIT == 1 / 1e-3  # a mean as near to an end as the least scale
     for sign in (1, -1):
         logits = torch.tensor([1e4 * sign, 1e3 * sign], requires_grad=True)
         p = parts.ContinuousBernoulli(logits)
@@ -71,7 +68,6 @@ def test_the_continuous_bernoulli_integrates_to_one_and_draws_what_it_says(logit
     assert within(drawn.detach(), mean) and within(drawn.detach() ** 2, second)
     drawn.sum().backward()  # dE[x]/dl is the variance, in an exponential family
     assert within(logits.grad, second - mean**2)
-    assert p.sample((2, 3)).shape == (2, 3, 20_000)
 
 
 def categorical(event=(2, 3), components=3):
@@ -98,14 +94,14 @@ def test_decoder_categorical_is_a_mixture_of_histograms(event):
 
 def test_decoder_categorical_draws_each_level_as_often_as_it_says_and_pixels_by_themselves():
     decoder, p, z, _ = categorical()
-    level = (decoder(z).sample((5_000,)) * 255).round()
+    x = 255 * decoder(z).sample((5_000,))
+    level = x.round()
+    assert (x - level).abs().max() < 1e-9
     # Sixteen bins of sixteen levels: of a single level too few are drawn.
     drawn = (level // 16)[..., None] == torch.arange(16)
     assert within(drawn.double(), p.reshape(*p.shape[:-1], 16, 16).sum(-1))
     off = level.double() - torch.from_numpy(p @ np.arange(256))
     assert within(off[..., 0, 0] * off[..., 1, 2], 0)
-    fine = (255 * decoder(z).sample()) % 1
-    assert torch.minimum(fine, 1 - fine).max() < 1e-9
 
 
 @pytest.mark.parametrize("components", [1, 2, 3, 4])
@@ -116,39 +112,13 @@ def test_histograms_begin_as_bumps_side_by_side(components):
     if components > 2:  # narrow ones at black and at white
         widths[0] = widths[-1] = 1 / 256
     bumps = np.exp(-np.abs(np.linspace(0, 1, 256) - centres) / widths)
-    expected = np.log(bumps / bumps.sum(1, keepdims=True))
-    x = torch.arange(256).view(256, 1) / 255
-    for k in range(components):
-        one = torch.full((256, components), -1e4)
-        one[:, k] = 0
-        found = decoder.log_prob(x, one).detach()
-        assert np.allclose(found, expected[k], atol=1e-4)
+    x, one = torch.arange(256).view(256, 1) / 255, torch.full((components, components), -1e4)
+    for bump, weights in zip(bumps, one.fill_diagonal_(0), strict=True):
+        found = decoder.log_prob(x, weights.expand(256, -1)).detach()
+        assert np.allclose(found, np.log(bump / bump.sum()), atol=1e-4)
 
 
-def test_the_logits_of_histograms_move_by_ten_rates_in_a_step():
-    decoder, ends = parts.DecoderCategorical(nn.Identity(), 1), torch.tensor([[1.0], [0.0]])
-    optimizer, found = torch.optim.Adam(decoder.parameters(), 0.01), []
-    for _ in range(2):
-        found.append(decoder.log_prob(ends, torch.zeros(2, 1)))
-        found[-1][0].backward()  # white down, all else up
-        optimizer.step()
-    down, up = (found[1] - found[0]).tolist()
-    assert up - down == pytest.approx(2 * 10 * 0.01, rel=1e-3)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_every_grey_level_is_told_from_its_neighbours_whatever_its_rounding(dtype):
-    # One histogram that all pixels share, of which level k has the logit −k/4.
-    decoder = parts.DecoderCategorical(nn.Identity(), 1).to(dtype)
-    logits = -torch.arange(256, dtype=dtype) / 4
-    decoder.histograms.data = logits[None] / 10
-    for off in (0.0, -2e-6, 2e-6):
-        x = (torch.arange(256).to(dtype) / 255 + off).clamp(0, 1)
-        found = decoder.log_prob(x[:, None], torch.zeros(256, 1, dtype=dtype)).detach()
-        assert np.allclose(found, logits.log_softmax(0), atol=1e-3)
-
-
-@pytest.mark.parametrize("bad", [0.5, 1e-5, 1 - 1e-5, -1 / 255, 256 / 255, math.nan])
+@pytest.mark.parametrize("bad", [0.5, 1e-5, -1 / 255, 256 / 255, math.nan])
 def test_what_is_no_grey_level_is_refused_and_so_is_what_is_beyond_black_and_white(bad):
     grey = parts.DecoderCategorical(nn.Identity(), 1)
     x, logits = torch.tensor([[0.0, 1.0, 128 / 255]]), torch.zeros(1, 3)
@@ -178,7 +148,7 @@ def test_prior_mixture_begins_with_equal_weights_and_draws_from_every_component(
     prior = parts.PriorMixture(1, 2)
     assert prior().mixture_distribution.probs.tolist() == [0.5, 0.5]
     spread = prior().component_distribution.stddev.flatten().tolist()
-    assert spread == pytest.approx([math.log(2) + FLOOR] * 2)
+    assert spread == pytest.approx([math.log(2) + 1e-3] * 2)
     prior.loc.data = torch.tensor([[-50.0], [50.0]])
     prior.logits.data = torch.tensor([0, math.log(3)])
     assert within((prior().sample((20_000,)) > 0).double(), 0.75)
@@ -216,31 +186,17 @@ def test_the_autoregressive_prior_integrates_to_one_and_samples_what_it_says():
 def test_the_autoregressive_prior_begins_wide_and_with_components_side_by_side():
     prior = parts.PriorAutoregressive(3)
     assert sum(p.numel() for p in prior.parameters()) == 256 * 4 + 257 * 3 * 3 * 4
-    p = prior.factors(torch.zeros(1, 3))
     # The first factor sees nothing: what it gives are the biases.
-    assert p.component_distribution.loc[0, 0].tolist() == pytest.approx([-1, -1 / 3, 1 / 3, 1])
+    loc = prior.factors(torch.zeros(1, 3)).component_distribution.loc[0, 0]
+    assert loc.tolist() == pytest.approx([-1, -1 / 3, 1 / 3, 1])
     z = prior().sample((4000,))
     assert z.mean(0).abs().max() < 0.3 and 0.8 < z.std(0).min() <= z.std(0).max() < 1.4
-    spread = prior.factors(z).mean.std(0)
-    assert spread[1:].max() < 0.2  # factors depend little on what came before
     assert prior.last.weight.abs().max().item() == pytest.approx(0.3 / 16, rel=1e-2)
 
 
-@pytest.mark.parametrize("number", [0, -1, 2.0, True, "3"])
-def test_there_is_at_least_one_dimension_component_and_hidden_unit(number):
-    for make, name in (
-        (parts.PriorAutoregressive, "dim"),
-        (lambda n: parts.PriorMixture(n, 2), "dim"),
-        (lambda n: parts.PriorMixture(2, n), "components"),
-        (lambda n: parts.PriorAutoregressive(2, components=n), "components"),
-        (lambda n: parts.PriorAutoregressive(2, hidden=n), "hidden"),
-        (lambda n: parts.DecoderCategorical(nn.Identity(), n), "components"),
-    ):
-        with pytest.raises(ValueError, match=name):
-            make(number)
-    for shape in ((4, 3, 2, 2), (4,)):  # no multiple of two components
-        with pytest.raises(ValueError, match=r"channels.*\(4,"):
-            parts.DecoderCategorical(nn.Identity(), 2)(torch.zeros(shape))
+def test_logits_that_are_no_multiple_of_the_histograms_are_refused_with_the_decoder_s_name():
+    with pytest.raises(RuntimeError, match=r"DecoderCategorical, given \(4, 3, 2\).*\[2, -1\]"):
+        parts.DecoderCategorical(nn.Identity(), 2)(torch.zeros(4, 3, 2))
 
 
 DECODERS = {  # with the channels that the network gives for each of the data's
@@ -331,29 +287,3 @@ def test_sixteen_bits_make_the_networks_coarse_and_nothing_else(how, name):
         for number, exactly in zip((*elbo, loss), wanted, strict=True):
             assert number.dtype == torch.float32
             torch.testing.assert_close(number.double(), exactly, rtol=1e-5, atol=2e-4)
-
-
-SWAPS = {
-    "full covariance": ("encoder", lambda: FullCovariance(mlp((1, 8, 8), [16], 6), 2)),
-    "convolutions": ("encoder", lambda: lab.EncoderGaussian(conv_encoder((1, 8, 8), 4, width=4))),
-    "foreign": ("prior", lambda: Gives(lambda: MultivariateNormal(torch.zeros(2), torch.eye(2)))),
-    "mixture": ("prior", lambda: parts.PriorMixture(2, 5)),
-    "autoregressive": ("prior", lambda: parts.PriorAutoregressive(2, 8)),
-    **{n: ("decoder", lambda n=n: vae_of(n, (1, 8, 8), 2).decoder) for n in DECODERS},
-}
-
-
-@pytest.mark.parametrize("name", SWAPS)
-def test_a_part_is_replaced_by_one_assignment_even_after_training(name):
-    attribute, make = SWAPS[name]
-    vae = vae_of("one sigma", (1, 8, 8), 2)
-    factors = torch.tanh(torch.randn(48, 2) @ torch.randn(2, 64)).view(48, 1, 8, 8)
-    run(vae, factors, batch_size=16)
-    x = suitable(name, factors)
-    replacement = make()
-    setattr(vae, attribute, replacement)
-    before = [p.detach().clone() for p in replacement.parameters()]
-    history = run(vae, x, epochs=10, batch_size=16, lr=0.01)
-    assert history.test.mean[-1] < history.test.mean[0]
-    assert all((p != q).any() for p, q in zip(before, replacement.parameters(), strict=True))
-    assert vae.sample(2).shape == (2, 1, 8, 8)

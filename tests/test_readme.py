@@ -32,10 +32,8 @@ def test_targets_of_make_that_are_named_exist():
     assert named == targets
 
 
-def test_commands_that_train_are_taken(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "settings.txt").write_text("--dataset=digits\n--epochs=7\n")
-    commands = re.findall(r"-m vae_kit\.train ((?:--|@)[^`\n#]*)", README)
+def test_commands_that_train_are_taken():
+    commands = re.findall(r"-m vae_kit\.train (--[^`\n#]*)", README)
     assert commands
     for command in commands:
         train.parse(shlex.split(command))

@@ -7,11 +7,10 @@ nats per data point, and changes are signed like the −ELBO: negative is better
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -22,11 +21,8 @@ from .history import Curve, History
 
 __all__ = ["Convergence", "Estimate", "convergence"]
 
-Verdict = Literal["converged", "still improving", "overfitting", "cannot tell"]
-
-
 # For those who have not met a term of it yet.
-_ANSWERS: dict[Verdict, str] = {
+_ANSWERS = {
     "converged": "**Yes, it converges.** Training twice as long changes how well the model "
     "explains the data, seen or new, by less than the tolerance set beforehand.",
     "still improving": "**No, not yet.** Trained twice as long, the model may still explain new "
@@ -53,10 +49,10 @@ class Convergence:
     tolerance                    how much a doubling may change the averages of a converged model
     test_ends, train_ends        −ELBO after each run, train evaluated as test is
     test_changes, train_changes  what each doubling changed
-    gaps                         test minus train after each run
     verdict, why                 see ``convergence``; why it cannot tell, otherwise ""
     answer                       the verdict in plain words, as Markdown
-    keep                         epochs of the run whose model is the one to keep
+    keep                         epochs of the run whose model is the one to keep: that of the
+                                 lowest test end; where train only memorises, the first good enough
     """
 
     def __init__(self, histories: Sequence[History], tolerance: float) -> None:
@@ -65,24 +61,25 @@ class Convergence:
         self.test_ends, self.train_ends = list(map(_end, test)), list(map(_end, train))
         self.test_changes = [_change(a, b) for a, b in pairwise(test)]
         self.train_changes = [_change(a, b) for a, b in pairwise(train)]
-        self.gaps = [_gap(run) for run in histories]
         self.verdict, self.why = self._judge()
         self.answer = _ANSWERS[self.verdict]
-        self.keep = len(self.histories[self._best()])
+        ends = [end.value for end in self.test_ends]
+        enough = min(ends) + (tolerance if self.verdict == "overfitting" else 0)
+        best = next(i for i, end in enumerate(ends) if end <= enough)
+        self.keep = len(histories[best])
 
-    def _judge(self) -> tuple[Verdict, str]:
+    def _judge(self) -> tuple[str, str]:
         """The rule, as ``convergence`` states it."""
         tolerance, test, train = self.tolerance, self.test_changes[-1], self.train_changes[-1]
-        learned = _change(self.histories[-1].test, self.histories[-1].test, before=0)
+        last, ends = self.histories[-1].test, [end.value for end in self.test_ends]
         may_fall, may_rise = test.low <= -tolerance, test.high >= tolerance
-        too_few = f"too few test points ({self.histories[-1].test.points})"
+        too_few = f"too few test points ({last.points})"
         if not math.isfinite(test.se) or (may_fall and may_rise):
             return "cannot tell", too_few
         if may_fall:
             return "still improving", ""
-        lowest = self.test_ends[self._lowest()].value
-        if may_rise or self.test_ends[-1].value - lowest > tolerance:
-            if self._since_lowest().low <= 0:
+        if may_rise or ends[-1] - min(ends) > tolerance:
+            if _change(self.histories[int(np.argmin(ends))].test, last).low <= 0:
                 return "cannot tell", too_few
             if train.high < 0:
                 return "overfitting", ""
@@ -91,24 +88,11 @@ class Convergence:
             return "overfitting", ""
         if train.low <= -tolerance or train.high >= tolerance:
             return "cannot tell", "train may still change by more than the tolerance"
-        if -learned.value < max(tolerance, -4 * test.value):
+        if last.mean[0] - last.mean[-1] < max(tolerance, -4 * test.value):
             return "cannot tell", "training brought little so far: try a higher learning rate"
         if len(self.test_changes) > 1 and test.high < min(0, self.test_changes[-2].low):
             return "cannot tell", "the gains grow: double the training once more"
         return "converged", ""
-
-    def _lowest(self) -> int:
-        return int(np.argmin([end.value for end in self.test_ends]))
-
-    def _since_lowest(self) -> Estimate:
-        return _change(self.histories[self._lowest()].test, self.histories[-1].test)
-
-    def _best(self) -> int:
-        """Which run to keep: where train only memorises, the shortest that is good enough."""
-        if self.verdict != "overfitting":
-            return self._lowest()
-        enough = self.test_ends[self._lowest()].value + self.tolerance
-        return next(i for i, end in enumerate(self.test_ends) if end.value <= enough)
 
     def __repr__(self) -> str:  # in ASCII, which every console can show
         answer = {"converged": "Yes, converged", "cannot tell": f"Cannot tell, {self.why}"}
@@ -121,28 +105,23 @@ class Convergence:
         return said
 
     def _repr_html_(self) -> str:
-        head = ["epochs", "train -ELBO", "change (95 %)", "test -ELBO", "change (95 %)"]
         rows = []
         for i, run in enumerate(self.histories):
-            row = [f"{len(run)}"]
-            for ends, changes in (
-                (self.train_ends, self.train_changes),
-                (self.test_ends, self.test_changes),
-            ):
-                row += [self._number(ends[i].value), self._show(changes[i - 1]) if i else ""]
-            rows.append([*row, self._number(self.gaps[i].value)])
-        table = html_table([*head, "test - train"], rows)
-        page = f"<p>{html.escape(repr(self))}</p>{table}"
-        return true_minus(page)
+            ends = [self.train_ends[i].value, self.test_ends[i].value]
+            train, test, gap = map(self._number, [*ends, ends[1] - ends[0]])
+            both = (self.train_changes, self.test_changes)
+            changed = [self._show(changes[i - 1]) if i else "" for changes in both]
+            rows.append([str(len(run)), train, changed[0], test, changed[1], gap])
+        head = ["epochs", "train -ELBO", "change (95 %)", "test -ELBO", "change (95 %)"]
+        return true_minus(f"<p>{self!r}</p>{html_table([*head, 'test - train'], rows)}")
 
     def _number(self, nats: float) -> str:  # two digits of the tolerance: finer does not matter
         return f"{nats:,.{max(0, 1 - math.floor(math.log10(self.tolerance)))}f}"
 
     def _show(self, found: Estimate) -> str:
         value = self._number(found.value)
-        if not math.isfinite(found.se):  # of a single point
-            return value
-        return f"{value} ({self._number(found.low)} to {self._number(found.high)})"
+        interval = f" ({self._number(found.low)} to {self._number(found.high)})"
+        return value + interval * math.isfinite(found.se)  # a single point has none
 
 
 def convergence(*histories: History, tolerance: float) -> Convergence:
@@ -168,13 +147,12 @@ def convergence(*histories: History, tolerance: float) -> Convergence:
     if len(histories) == 1 and isinstance(histories[0], (list, tuple)):
         histories = tuple(histories[0])
     tolerance = positive_number("tolerance", tolerance)
-    asked = [run.settings.epochs for run in histories]
-    if any(not len(run.train_end) for run in histories):
-        raise ValueError(f"some of the runs of {asked} epochs were stopped before their end")
-    if len(asked) < 2 or any(2 * a != b for a, b in pairwise(asked)):
+    whole = all(len(run.train_end) for run in histories)
+    if not whole or len(histories) < 2 or any(2 * len(a) != len(b) for a, b in pairwise(histories)):
+        got = ", ".join(f"{len(run)} of {run.settings.epochs}" for run in histories)
         raise ValueError(
-            f"expected runs of E/4, E/2 and E epochs, shortest first, got {asked or 'none'}: "
-            "fit_doubling trains them"
+            "expected runs of E/4, E/2 and E epochs, whole and shortest first: fit_doubling trains "
+            f"them; got epochs {got or 'of no run'}"
         )
     first, *others = (vars(run.settings) | run.identity | {"epochs": 0} for run in histories)
     differ = {name for run in others for name in first if run.get(name) != first[name]}
@@ -190,18 +168,12 @@ def _end(curve: Curve) -> Estimate:
     return _estimate(curve.mean[-1], curve.se[-1], curve.points)
 
 
-def _change(earlier: Curve, later: Curve, before: int = -1) -> Estimate:
-    """How the average changed from row ``before`` of one curve to the end of another."""
-    changes = later.values[-1].astype(np.float64) - earlier.values[before]
+def _change(earlier: Curve, later: Curve) -> Estimate:
+    """How the average changed from the end of one run to that of another, point by point."""
+    changes = later.values[-1].astype(np.float64) - earlier.values[-1]
     spread = changes.std(ddof=1) if len(changes) > 1 else math.nan
-    mean = later.mean[-1] - earlier.mean[before]
+    mean = later.mean[-1] - earlier.mean[-1]
     return _estimate(mean, spread / math.sqrt(later.points), len(changes))
-
-
-def _gap(run: History) -> Estimate:
-    se = math.hypot(run.test.se[-1], run.train_end.se[-1])  # different points: not paired
-    value = run.test.mean[-1] - run.train_end.mean[-1]
-    return _estimate(value, se, min(run.test.points, run.train_end.points))
 
 
 def _estimate(value: float, se: float, points: int) -> Estimate:

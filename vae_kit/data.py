@@ -26,28 +26,25 @@ SHA256 = {
 
 
 class ImageSet(TensorDataset):
-    """A split: a map-style dataset of ``(image, label)``."""
+    """A split, a map-style dataset of ``(image, label)``.
 
-    @property
-    def images(self) -> Tensor:
-        """All images, uint8, ``(N, C, H, W)``."""
-        return self.tensors[0]
+    ``images`` has all images, uint8, ``(N, C, H, W)``; ``labels`` all labels, int64, ``(N,)``.
+    """
 
-    @property
-    def labels(self) -> Tensor:
-        """All labels, int64, ``(N,)``."""
-        return self.tensors[1]
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        super().__init__(images, labels)
+        self.images, self.labels = images, labels
 
     def __getitems__(self, index: Sequence[int]) -> list[tuple[Tensor, ...]]:
         """The items of a whole index list at once, which is how a ``DataLoader`` asks first."""
         chosen = torch.as_tensor(index)
-        return list(zip(*(t[chosen] for t in self.tensors), strict=True))
+        return list(zip(self.images[chosen], self.labels[chosen], strict=True))
 
     def split(self, last: int) -> tuple[ImageSet, ImageSet]:
         """Hold out the ``last`` images, to validate on: all the others, and these."""
-        if not 0 < last < len(self):
-            raise ValueError(f"hold out between 1 and {len(self) - 1:,} images, not {last:,}")
-        return ImageSet(*self[:-last]), ImageSet(*self[-last:])
+        sizes = [len(self) - last, last]
+        images, labels = self.images.split(sizes), self.labels.split(sizes)
+        return ImageSet(images[0], labels[0]), ImageSet(images[1], labels[1])
 
 
 @dataclass(frozen=True)
@@ -82,16 +79,18 @@ def load_images(
     titles = {title.lower(): title for title in SHA256} | {"auto": "MNIST"}
     if name not in titles:
         raise ValueError(f"expected mnist, fashion-mnist, digits or auto, got {name!r}")
-    folder = Path(root if root is not None else os.environ.get("VAE_LAB_DATA", "data"))
+    title, root = titles[name], Path(root or os.environ.get("VAE_LAB_DATA", "data")).expanduser()
+    folder = root / title.replace("-", "") / "raw"
     try:
-        return _load_published(titles[name], folder.expanduser(), download)
-    except FileNotFoundError as error:
+        return _load_published(title, folder, download)
+    except (OSError, RuntimeError, HTTPException) as error:
+        said = f"{title} is not in {folder} and was not downloaded ({error}): "
+        said += "put train-images-idx3-ubyte and the other three files there"
         if name != "auto":
-            raise
-        line = "!" * 78 + "\n"
-        said = f"NOT MNIST: the 8 × 8 digits of scikit-learn stand in for it.\n{error}\n"
-        warnings.warn(f"\n{line}{said}{line}", stacklevel=2)
-        return _load_digits()
+            raise FileNotFoundError(said) from error
+    said = f"NOT MNIST: the 8 × 8 digits of scikit-learn stand in for it.\n{said}"
+    warnings.warn(f"\n{'!' * 78}\n{said}\n{'!' * 78}", stacklevel=2)
+    return _load_digits()
 
 
 def _load_digits() -> Images:
@@ -105,31 +104,23 @@ def _load_digits() -> Images:
     return Images("digits", train, test)
 
 
-def _load_published(title: str, root: Path, download: bool) -> Images:
+def _load_published(title: str, folder: Path, download: bool) -> Images:
     from torchvision.datasets import mnist
 
     source = getattr(mnist, title.replace("-", ""))
-    folder = root / source.__name__ / "raw"
     paths = [folder / Path(archive).stem for archive, _ in source.resources]
     if not all(path.is_file() for path in paths):
-        try:
-            if not download:
-                raise OSError("download=False")
-            _download(source, paths)
-        except (OSError, RuntimeError, HTTPException) as error:
-            reason = " ".join(str(error).split())
-            raise FileNotFoundError(
-                f"{title} is not in {folder} and was not downloaded ({reason}): "
-                f"put {paths[0].name} and the other three files there"
-            ) from error
+        if not download:
+            raise FileNotFoundError("download=False")
+        _download(source, paths)
     if hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest() != SHA256[title]:
         raise ValueError(
             f"the files in {folder} are not those of {title} as published: "
             "delete them, and they are downloaded again"
         )
-    read = (mnist.read_image_file, mnist.read_label_file) * 2
-    images, labels, *test = (f(str(path)) for f, path in zip(read, paths, strict=True))
-    return Images(title, ImageSet(images[:, None], labels), ImageSet(test[0][:, None], test[1]))
+    images, test_images = (mnist.read_image_file(str(path))[:, None] for path in paths[::2])
+    labels, test_labels = (mnist.read_label_file(str(path)) for path in paths[1::2])
+    return Images(title, ImageSet(images, labels), ImageSet(test_images, test_labels))
 
 
 def _download(source: type, paths: list[Path]) -> None:
@@ -137,11 +128,10 @@ def _download(source: type, paths: list[Path]) -> None:
 
     A download that breaks off leaves no file there, and several processes may do it at once.
     """
-    timeout = socket.getdefaulttimeout()
+    folder, timeout = paths[0].parent, socket.getdefaulttimeout()
+    folder.mkdir(parents=True, exist_ok=True)
     socket.setdefaulttimeout(10)  # seconds of silence before the next address is tried
     try:
-        folder = paths[0].parent
-        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             fetched = source(scratch, download=True).raw_folder
             for path in paths:
@@ -166,8 +156,7 @@ def dequantize(raw: Tensor) -> Tensor:
     D log 256, then bounds the log-probability of the levels (Theis et al. 2016, section 3.1).
     """
     _check_levels(raw)
-    u = _uniform_like(raw)
-    return (raw + u) / 256
+    return (raw + _uniform_like(raw)) / 256
 
 
 def binarize(raw: Tensor) -> Tensor:
@@ -183,7 +172,10 @@ def binarize(raw: Tensor) -> Tensor:
 def _check_levels(raw: Tensor) -> None:
     """Refuse what is no batch of 8-bit images, and doubt one without any bright pixel."""
     if raw.dtype != torch.uint8:
-        raise TypeError(f"expected 8-bit images (uint8), got {raw.dtype}: {_remedy(raw.double())}")
+        raise TypeError(
+            f"expected 8-bit images (uint8), got {raw.dtype}: convert levels from 0 to 255 to "
+            "uint8, and pass anything else as floats, without a transform"
+        )
     largest = int(raw.max()) if raw.numel() else 0
     if largest == 1:
         raise ValueError(
@@ -193,21 +185,11 @@ def _check_levels(raw: Tensor) -> None:
         warnings.warn(f"the largest value of these images is {largest}, not 255", stacklevel=3)
 
 
-def _remedy(x: Tensor) -> str:
-    whole, in_unit_interval = bool((x == x.round()).all()), bool(((x >= 0) & (x <= 1)).all())
-    if whole and not in_unit_interval and ((x >= 0) & (x <= 255)).all():
-        return "convert them, data.astype('uint8') or data.to(torch.uint8)"
-    if in_unit_interval and not whole:
-        return "multiply them by 255, round them and convert them to uint8"
-    return "pass them as floats, without a transform"
-
-
 def _uniform_like(raw: Tensor) -> Tensor:
     """Uniform noise in [0, 1), in the shape of ``raw``, float32.
 
-    A CPU draws one number after the other, so there each random word is cut into eight bytes, and
-    each byte gives one pixel its upper 8 bits. The lower 8 are drawn once for a data point: two of
-    its pixels correlate by 2⁻¹⁶.
+    A CPU draws one number after the other: there each byte of a random word gives one pixel its
+    upper 8 bits. The lower 8 are drawn once for a data point: two of its pixels correlate by 2⁻¹⁶.
     """
     if raw.device.type != "cpu":
         return torch.rand(raw.shape, device=raw.device, dtype=torch.float32)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import warnings
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
@@ -14,12 +12,9 @@ from torch.distributions import Distribution
 from vae_helpers import VAE, evaluating, full_precision, log_prob
 
 from .arrays import as_floats
-from .checks import whole_number
 from .devices import data_dtype
 
 __all__ = ["LatentUnits", "bits_per_dim", "latent_units", "log_marginal"]
-
-Nats = TypeVar("Nats", float, np.ndarray, Tensor)
 
 
 class LatentUnits(NamedTuple):
@@ -28,45 +23,32 @@ class LatentUnits(NamedTuple):
     mean: Tensor
     """The posterior means, ``(N, D)``."""
     variance: Tensor
-    """Variance of the posterior mean over the data, ``(D,)``."""
+    """Variance of the posterior mean over the data, ``(D,)``: of an active unit > 0.01."""
     kl: Tensor
     """Average KL from N(0, 1) in nats, ``(D,)``: what the encoder says through it."""
 
-    @property
-    def active(self) -> Tensor:
-        """Which units vary with the data: variance > 0.01 (Burda et al. 2016), ``(D,)``."""
-        return self.variance > 0.01
-
     def __repr__(self) -> str:
-        said = f"{int(self.active.sum())} of {len(self.kl)} latent dimensions are active, KL "
+        active = int((self.variance > 0.01).sum())  # the limit of Burda et al. 2016
+        said = f"{active} of {len(self.kl)} latent dimensions are active, KL "
         return f"{said}{self.kl.sum():.1f} nats in all; the largest has {self.kl.max():.1f}"
 
 
 def latent_units(model: VAE, x: Any, batch_size: int = 1000) -> LatentUnits:
     """Means, activity and KL of the latent dimensions of a Gaussian encoder for x ``(N, ...)``.
 
-    x is in the model's space. Warns where most units are dead (posterior collapse). Raises
-    ``TypeError`` for raw bytes, ``ValueError`` for fewer than two data points, and
-    ``FloatingPointError`` for codes that are not finite.
+    x is in the model's space. Where most units are not active (posterior collapse), a smaller beta
+    or fewer latents may help. Raises ``TypeError`` for raw bytes, and ``FloatingPointError`` where
+    something is not finite, such as the variance of a single point.
     """
-    if len(x) < 2:
-        raise ValueError(f"{len(x)} data points do not tell what varies: give at least two")
     x = _on_its_device(model, x)
     with evaluating(model):
         parts = [model.encoder(part) for part in torch.split(x, batch_size)]
     mean = torch.cat([q.mean for q in parts])
     variance = torch.cat([q.variance for q in parts])
     kl = (0.5 * (mean**2 + variance - variance.log() - 1)).mean(0)
-    if not kl.isfinite().all():
-        raise FloatingPointError("codes are not finite: look at the data and at the weights")
     units = LatentUnits(mean, mean.var(0), kl)
-    dead = int((~units.active).sum())
-    if 2 * dead > mean.shape[1]:
-        warnings.warn(
-            f"posterior collapse: {dead} of {mean.shape[1]} latent units ignore the data; "
-            "a smaller beta or fewer latents may help",
-            stacklevel=2,
-        )
+    if not (units.variance + kl).isfinite().all():
+        raise FloatingPointError(f"codes of {len(x)} points, or their variance, are not finite")
     return units
 
 
@@ -79,14 +61,15 @@ def log_marginal(model: VAE, x: Any, n_samples: int, chunk: int = 2048) -> Tenso
     ``FloatingPointError`` where the estimate is no number.
     """
     x = _on_its_device(model, x)
-    n_samples, chunk = whole_number("n_samples", n_samples), whole_number("chunk", chunk)
     with evaluating(model):
         parts = [_log_marginal(model, part, n_samples, chunk) for part in torch.split(x, chunk)]
     log_p = torch.cat(parts)
-    if not log_p.is_meta and log_p.isnan().any():
-        bad = log_p.isnan()
-        cause = "log p(x)" if x[bad].isfinite().all() else "x"
-        raise FloatingPointError(f"{cause} is not finite for {int(bad.sum())} of {len(x)} points")
+    bad = log_p.isnan()
+    if not x.is_meta and bad.any():
+        raise FloatingPointError(
+            f"log p(x) is no number for {int(bad.sum())} of {len(x)} points: "
+            "look at the data and at the weights"
+        )
     return log_p
 
 
@@ -114,7 +97,7 @@ def _on_its_device(model: VAE, x: Any) -> Tensor:
     return as_floats(x, data_dtype(model), device)
 
 
-def bits_per_dim(nats: Nats, dims: int, levels: int = 1) -> Nats:
+def bits_per_dim(nats: Any, dims: int, levels: int = 1) -> Any:
     """Negative log-probability in nats, a number or ``(N,)`` → bits per dimension, likewise.
 
     For a density on [0, 1] of data dequantised from ``levels`` levels, a level is a bin of width

@@ -1,8 +1,4 @@
-"""Networks to start from: perceptrons for data of any shape, convolutions for images.
-
-An encoder or decoder takes any other module as well. The linear and convolutional layers keep
-PyTorch's default initialisation.
-"""
+"""Networks to start from: perceptrons for data of any shape, convolutions for images."""
 
 from __future__ import annotations
 
@@ -24,11 +20,10 @@ def mlp(
     ``mlp((1, 28, 28), [512, 512], 100)`` maps ``(B, 1, 28, 28)`` to ``(B, 100)``.
     """
     start, end = _shape(inputs), _shape(outputs)
-    widths = [math.prod(start), *hidden, math.prod(end)]
     layers: list[nn.Module] = []
-    for a, b in itertools.pairwise(widths):
+    for a, b in itertools.pairwise([math.prod(start), *hidden, math.prod(end)]):
         layers += [nn.Linear(a, b), nn.SiLU()]
-    return nn.Sequential(*_to_vector(start), *layers[:-1], *_from_vector(end))
+    return _between(start, layers[:-1], end)
 
 
 class Residual(nn.Sequential):
@@ -48,15 +43,15 @@ def residual_mlp(
         Residual(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)) for _ in range(blocks)
     ]
     first, last = nn.Linear(math.prod(start), width), nn.Linear(width, math.prod(end))
-    return nn.Sequential(*_to_vector(start), first, *body, nn.SiLU(), last, *_from_vector(end))
+    return _between(start, [first, *body, nn.SiLU(), last], end)
 
 
 def conv_encoder(shape: Sequence[int], outputs: int, width: int = 16) -> nn.Sequential:
     """Two strided convolutions and a linear layer: ``(B, C, H, W)`` → ``(B, outputs)``.
 
-    ``shape`` is (C, H, W); raises ``ValueError`` unless H and W are multiples of 4.
+    ``shape`` is (C, H, W), with H and W of 4 at least.
     """
-    channels, rows, columns = _image_shape(shape)
+    channels, rows, columns = shape
     return nn.Sequential(
         nn.Conv2d(channels, width, 4, stride=2, padding=1),
         nn.SiLU(),
@@ -70,9 +65,9 @@ def conv_encoder(shape: Sequence[int], outputs: int, width: int = 16) -> nn.Sequ
 def conv_decoder(inputs: int, shape: Sequence[int], width: int = 16) -> nn.Sequential:
     """The mirror image of ``conv_encoder``: ``(B, inputs)`` → ``(B, C, H, W)``.
 
-    ``shape`` is (C, H, W); raises ``ValueError`` unless H and W are multiples of 4.
+    ``shape`` is (C, H, W), with H and W multiples of 4: of others it gives the next smaller ones.
     """
-    channels, rows, columns = _image_shape(shape)
+    channels, rows, columns = shape
     start = (2 * width, rows // 4, columns // 4)
     return nn.Sequential(
         nn.Linear(inputs, math.prod(start)),
@@ -89,21 +84,10 @@ def _shape(size: int | Sequence[int]) -> tuple[int, ...]:
     return tuple(map(int, size)) if isinstance(size, Sequence) else (int(size),)
 
 
-def _to_vector(shape: tuple[int, ...]) -> list[nn.Module]:
-    """The layers that turn ``(B, *shape)`` into vectors: none where they are vectors already."""
-    if len(shape) == 1:
-        return []
-    return [nn.Flatten() if shape else nn.Unflatten(0, (-1, 1))]  # (B,) has no axis to flatten
-
-
-def _from_vector(shape: tuple[int, ...]) -> list[nn.Module]:
-    """The layers that turn vectors into ``(B, *shape)``."""
-    if len(shape) == 1:
-        return []
-    return [nn.Unflatten(1, shape) if shape else nn.Flatten(0)]
-
-
-def _image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
-    if len(shape) != 3 or shape[1] % 4 or shape[2] % 4:
-        raise ValueError(f"expected (channels, height, width), both multiples of 4, got {shape}")
-    return shape[0], shape[1], shape[2]
+def _between(
+    start: tuple[int, ...], layers: Sequence[nn.Module], end: tuple[int, ...]
+) -> nn.Sequential:
+    """Layers for vectors, made to map ``(B, *start)`` to ``(B, *end)``."""
+    first = nn.Flatten() if start else nn.Unflatten(0, (-1, 1))  # (B,) has no axis to flatten
+    last = nn.Unflatten(1, end) if end else nn.Flatten(0)
+    return nn.Sequential(*[first] * (len(start) != 1), *layers, *[last] * (len(end) != 1))

@@ -11,22 +11,12 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributions import (
-    Categorical,
-    Distribution,
-    MixtureSameFamily,
-    Normal,
-    constraints,
-)
+from torch.distributions import Categorical, Distribution, MixtureSameFamily, Normal, constraints
 
 from vae_helpers import Conditional, at_least_float32, independent, normal, positive
 
-from .checks import whole_number
-
 __all__ = ["Autoregressive", "ContinuousBernoulli", "DecoderCategorical"]
 __all__ += ["DecoderContinuousBernoulli", "PriorAutoregressive", "PriorMixture", "SharedHistograms"]
-
-# -------------------------------------------------------------------------------- decoders
 
 
 class DecoderContinuousBernoulli(Conditional):
@@ -37,11 +27,6 @@ class DecoderContinuousBernoulli(Conditional):
         return independent(ContinuousBernoulli(out))
 
 
-# Adam moves any parameter by about the learning rate per step: the logits of rare grey levels take
-# longer steps.
-_HISTOGRAM_SPEED = 10
-
-
 class DecoderCategorical(Conditional):
     """p(x|z) for x in {0, 1/255, …, 1}: a proper distribution over the 256 levels of a pixel.
 
@@ -50,31 +35,23 @@ class DecoderCategorical(Conditional):
     times the data's channels. So 256 levels cost no more than a few numbers per pixel.
     """
 
+    # Adam moves any parameter by about the learning rate: logits of rare levels take longer steps.
+    speed = 10
+
     def __init__(self, net: nn.Module, components: int = 4) -> None:
         super().__init__(net)
-        components = whole_number("components", components)
-        grid = torch.linspace(0, 1, 256)
+        grid, centres = torch.linspace(0, 1, 256), torch.linspace(0, 1, components).unsqueeze(1)
         # They begin as bumps side by side, narrow ones at black and at white, where pixels gather.
-        centres = torch.linspace(0, 1, components).unsqueeze(1)
         widths = torch.full_like(centres, 1 / components)
         if components > 2:
             widths[[0, -1]] = 1 / 256
-        self.histograms = nn.Parameter(-(grid - centres).abs() / widths / _HISTOGRAM_SPEED)
+        self.histograms = nn.Parameter(-(grid - centres).abs() / widths / self.speed)
 
     def distribution(self, out: Tensor) -> Distribution:
         """Logits ``(B, K·C, ...)`` → distribution with event shape ``(C, ...)``."""
-        components = len(self.histograms)
-        if out.ndim < 2 or out.shape[1] % components:
-            raise ValueError(
-                f"{components} components need (B, {components}·C, ...), so many times the "
-                f"channels; got {tuple(out.shape)}"
-            )
-        logits = out.unflatten(1, (components, -1)).movedim(1, 0)
-        histograms = _HISTOGRAM_SPEED * at_least_float32(self.histograms)
+        logits = out.unflatten(1, (len(self.histograms), -1)).movedim(1, 0)
+        histograms = self.speed * at_least_float32(self.histograms)
         return independent(SharedHistograms(logits, histograms))
-
-
-# ---------------------------------------------------------------------------------- priors
 
 
 class PriorMixture(nn.Module):
@@ -82,10 +59,9 @@ class PriorMixture(nn.Module):
 
     def __init__(self, dim: int, components: int) -> None:
         super().__init__()
-        shape = (whole_number("components", components), whole_number("dim", dim))
-        self.logits = nn.Parameter(torch.zeros(shape[0]))
-        self.loc = nn.Parameter(torch.randn(shape))
-        self.raw_scale = nn.Parameter(torch.zeros(shape))
+        self.logits = nn.Parameter(torch.zeros(components))
+        self.loc = nn.Parameter(torch.randn(components, dim))
+        self.raw_scale = nn.Parameter(torch.zeros(components, dim))
 
     def forward(self) -> Distribution:
         """() → mixture with event shape ``(D,)``."""
@@ -109,10 +85,7 @@ class PriorAutoregressive(nn.Module):
 
     def __init__(self, dim: int, hidden: int = 256, components: int = 4) -> None:
         super().__init__()
-        self.dim = dim = whole_number("dim", dim)
-        self.components = components = whole_number("components", components)
-        hidden = whole_number("hidden", hidden)
-        outputs = dim * 3 * components
+        self.components, outputs = components, dim * 3 * components
         self.first = nn.Linear(dim, hidden)
         self.last = nn.Linear(hidden, outputs)
         # Hidden unit h sees z_1 … z_seen(h); factor d sees those units that see no z beyond z_d−1.
@@ -131,20 +104,17 @@ class PriorAutoregressive(nn.Module):
         z = z.to(self.first.weight.dtype)
         hidden = F.silu(F.linear(z, self.first.weight * self.first_mask, self.first.bias))
         out = F.linear(hidden, self.last.weight * self.last_mask, self.last.bias)
-        parts = at_least_float32(out).unflatten(-1, (self.dim, 3, self.components))
+        parts = at_least_float32(out).unflatten(-1, (-1, 3, self.components))
         logits, loc, raw_scale = parts.unbind(-2)
         return _mixture(logits, Normal(loc, positive(raw_scale), validate_args=False))
 
     def forward(self) -> Distribution:
         """() → distribution with event shape ``(D,)``."""
-        return Autoregressive(self.factors, self.dim, like=at_least_float32(self.first.weight))
+        return Autoregressive(self.factors, like=at_least_float32(self.first.weight[0]))
 
     def log_prob(self, z: Tensor) -> Tensor:
         """log p(z) in nats, ``(B, D)`` → ``(B,)``."""
         return self().log_prob(z)
-
-
-# --------------------------------------------------------------------------- distributions
 
 
 def _mixture(logits: Tensor, components: Distribution) -> Distribution:
@@ -154,29 +124,28 @@ def _mixture(logits: Tensor, components: Distribution) -> Distribution:
 
 
 class Autoregressive(Distribution):
-    """p(z) = Π p(z_d | z_1 … z_d−1) for z of the shape ``(dim,)``.
+    """p(z) = Π p(z_d | z_1 … z_d−1): ``factors(z)`` gives all D of them, batch shape ``(*, D)``.
 
-    ``factors(z)`` gives all D conditional distributions at once, batch shape ``(*, D)``. ``like``
-    is any tensor whose device and dtype samples shall have.
+    ``like`` is any tensor of one sample's shape, device and dtype.
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     support = constraints.real_vector
 
-    def __init__(self, factors: Callable[[Tensor], Distribution], dim: int, like: Tensor) -> None:
-        super().__init__(event_shape=torch.Size([dim]), validate_args=False)
+    def __init__(self, factors: Callable[[Tensor], Distribution], like: Tensor) -> None:
+        super().__init__(event_shape=like.shape, validate_args=False)
         self.factors, self.like = factors, like
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(value) in nats, ``(*, D)`` → ``(*,)``."""
         return self.factors(value).log_prob(value).sum(-1)
 
+    @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw one dimension after the other, ``(*sample_shape, D)``."""
         z = self.like.new_zeros(*sample_shape, *self.event_shape)
-        with torch.no_grad():
-            for d in range(z.shape[-1]):
-                z[..., d] = self.factors(z).sample()[..., d]
+        for d in range(z.shape[-1]):
+            z[..., d] = self.factors(z).sample()[..., d]
         return z
 
 
@@ -200,6 +169,7 @@ class ContinuousBernoulli(Distribution):
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     support = constraints.unit_interval
+    has_rsample = True
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__(logits.shape, validate_args=False)
@@ -231,35 +201,34 @@ class ContinuousBernoulli(Distribution):
         from_its_end = (-torch.log1p(u * torch.expm1(-a)) / a).clamp(0, 1)
         return torch.where(self.logits > 0, 1 - from_its_end, from_its_end)
 
-    has_rsample = True
+
+class _GreyLevels(constraints.Constraint):
+    """0, 1/255, …, 1, to rounding."""
+
+    def check(self, value: Tensor) -> Tensor:
+        level = 255 * value
+        return ((level - level.round()).abs() < 1e-3) & (value >= 0) & (value <= 1)
 
 
 class SharedHistograms(Distribution):
-    """A mixture, by logits ``(K, *batch)``, of histograms ``(K, L)`` on L levels from 0 to 1."""
+    """A mixture, by logits ``(K, *batch)``, of histograms ``(K, 256)`` on grey levels 0 to 1."""
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+    support = _GreyLevels()
 
     def __init__(self, logits: Tensor, histograms: Tensor) -> None:
         super().__init__(logits.shape[1:], validate_args=False)
-        self.log_weights = logits.log_softmax(0)
-        self.log_histograms = at_least_float32(histograms).log_softmax(1)
-        self.last = histograms.shape[1] - 1
-
-    @property
-    def support(self) -> constraints.Constraint:
-        """The levels 0, 1/(L−1), …, 1."""
-        return _Levels(self.last)
+        self.log_weights, self.log_histograms = logits.log_softmax(0), histograms.log_softmax(1)
 
     @property
     def mean(self) -> Tensor:
         """Expected level, ``(*batch)``."""
-        levels = torch.arange(self.last + 1).to(self.log_weights) / self.last
-        means = self.log_histograms.exp() @ levels
+        means = self.log_histograms.exp() @ (torch.arange(256).to(self.log_weights) / 255)
         return torch.einsum("k...,k->...", self.log_weights.exp(), means)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-probability of each level of ``value`` in nats, ``(*batch)``."""
-        level = (value * self.last).round().long()
+        level = (255 * value).round().long()
         # One component after the other: far faster than a table with the components innermost.
         parts = [
             weight + histogram.index_select(0, level.flatten()).view(level.shape)
@@ -274,15 +243,4 @@ class SharedHistograms(Distribution):
         # A draw from every histogram, of which one is taken.
         draws = Categorical(logits=self.log_histograms, validate_args=False).sample(chosen.shape)
         level = draws.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
-        return level.to(self.log_weights) / self.last
-
-
-class _Levels(constraints.Constraint):
-    """The levels 0, 1/last, …, 1, to rounding."""
-
-    def __init__(self, last: int) -> None:
-        self.last = last
-
-    def check(self, value: Tensor) -> Tensor:
-        level = value * self.last
-        return ((level - level.round()).abs() < 1e-3) & (value >= 0) & (value <= 1)
+        return level.to(self.log_weights) / 255
