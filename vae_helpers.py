@@ -12,8 +12,6 @@ Every log-probability, KL and ELBO is in nats, summed over the event, one number
 and in float32 at least. Shapes: B data points in a batch, D latent dimensions.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
@@ -49,9 +47,9 @@ class Conditional(nn.Module):
 
     def forward(self, condition: Tensor) -> Distribution:
         """Condition ``(B, ...)`` → distribution with batch shape ``(B,)``."""
-        weights = (p for p in self.net.parameters() if p.is_floating_point())
-        if condition.is_floating_point():
-            condition = condition.to(next(weights, condition).dtype)
+        weights = [p for p in self.net.parameters() if p.is_floating_point()]
+        if weights and condition.is_floating_point():
+            condition = condition.to(weights[0].dtype)
         try:
             return self.distribution(at_least_float32(self.net(condition)))
         except RuntimeError as error:

@@ -1,7 +1,5 @@
 """What the benchmarks share: the machine they ran on, Markdown tables, true minus signs."""
 
-from __future__ import annotations
-
 import datetime
 import importlib.metadata
 import os

@@ -10,8 +10,6 @@ measured again if it is deleted or if the fit's settings change. The runs by whi
 are kept in build/convergence.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -4,8 +4,6 @@ It was drawn up as one list before any of its verdicts was looked at. ``SHAPED``
 of ``vae_kit.convergence``; ``FRESH`` may not, and decides how good it is.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import sys

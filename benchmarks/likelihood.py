@@ -9,8 +9,6 @@ at the test images once, after its training. A finished run is a line of likelih
 which likelihood.md is written; an unfinished one goes on from its checkpoint in build/likelihood.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -8,8 +8,6 @@ drawn anew each round, and while one trains the others sleep. pythae is installe
 build/bench-venv, which sees this environment's packages: one PyTorch for all.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

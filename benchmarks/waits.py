@@ -8,8 +8,6 @@ Repeats of both checkouts alternate, and medians count; what takes time wants a 
 not measured are kept from the last time. Writes waits.json and waits.md.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import importlib

@@ -1,7 +1,5 @@
 """Warnings of what the numbers of a run alone would not tell."""
 
-from __future__ import annotations
-
 import inspect
 import warnings
 from typing import Any

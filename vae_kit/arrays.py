@@ -1,7 +1,5 @@
 """Tensors from the arrays, tables and lists in which people keep numbers."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Mapping

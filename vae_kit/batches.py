@@ -3,8 +3,6 @@
 N counts the points of a data set, B those of a batch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """The file from which an interrupted run continues."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os

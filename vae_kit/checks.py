@@ -1,7 +1,5 @@
 """Checks of numbers, and errors that name the place."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any

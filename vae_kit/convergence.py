@@ -5,8 +5,6 @@ test average alone cannot either: it also stands still where a model only memori
 nats per data point, and changes are signed like the −ELBO: negative is better.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """Data sets of images, and the transforms from 8-bit levels to what a decoder describes."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import socket
@@ -40,7 +38,7 @@ class ImageSet(TensorDataset):
         chosen = torch.as_tensor(index)
         return list(zip(self.images[chosen], self.labels[chosen], strict=True))
 
-    def split(self, last: int) -> tuple[ImageSet, ImageSet]:
+    def split(self, last: int) -> tuple["ImageSet", "ImageSet"]:
         """Hold out the ``last`` images, to validate on: all the others, and these."""
         sizes = [len(self) - last, last]
         images, labels = self.images.split(sizes), self.labels.split(sizes)

@@ -1,7 +1,5 @@
 """Devices, the precision of networks on them, and what must not reach in from around a call."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -59,6 +57,6 @@ def undisturbed(device: torch.device) -> Iterator[None]:
         stack.enter_context(full_precision(device))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        if torch.get_default_device().type != "cpu":
+        if torch.empty(0).device.type != "cpu":  # whatever sets the default
             stack.enter_context(torch.device("cpu"))
         yield

@@ -1,7 +1,5 @@
 """What a trained model tells about itself, in units that compare."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """What the report shows beside figures: source code, tables, and numbers as they are written."""
 
-from __future__ import annotations
-
 import html
 import inspect
 import math

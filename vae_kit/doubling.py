@@ -1,7 +1,5 @@
 """Runs of doubled length that share a trunk, and the verdict on them."""
 
-from __future__ import annotations
-
 import copy
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Evaluation: both terms of the ELBO for every point of a data set."""
 
-from __future__ import annotations
-
 import math
 from contextlib import closing
 from typing import Any

@@ -4,8 +4,6 @@ Both are ``explorer.html`` with their content filled in: numbers as JSON, images
 They need neither kernel nor network, and where no script runs nothing of them is in the way.
 """
 
-from __future__ import annotations
-
 import base64
 import html
 import io

@@ -3,8 +3,6 @@
 Tensors, arrays and lists are taken alike. Drawing disturbs no generator.
 """
 
-from __future__ import annotations
-
 import textwrap
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """The record of a training run: every data point's −ELBO in every epoch."""
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -125,7 +123,7 @@ class History:
         return words | curves | {name: getattr(self, name) for name in _COLUMNS}
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> History:
+    def from_state(cls, state: dict[str, Any]) -> "History":
         """The history whose ``state()`` this is; ``KeyError`` or the like for anything else."""
         settings = Settings(**json.loads(str(state["settings"])))
         history = cls(settings, json.loads(str(state["identity"])), 0, 0)
@@ -142,7 +140,7 @@ class History:
             np.savez(file, **self.state())
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> History:
+    def load(cls, path: str | os.PathLike[str]) -> "History":
         """Read what ``save`` wrote, executing nothing; ``ValueError`` if it is something else."""
         path = Path(path).expanduser()
         try:

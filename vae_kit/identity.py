@@ -1,7 +1,5 @@
 """What tells one experiment from another."""
 
-from __future__ import annotations
-
 import hashlib
 import inspect
 import re

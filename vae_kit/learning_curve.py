@@ -1,23 +1,19 @@
 """The learning curve, with what each data point contributes to it: the figure of this lab."""
 
-from __future__ import annotations
-
 import math
 import textwrap
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
 from . import style
+from .convergence import Convergence, Estimate
 from .displays import number, true_minus
 from .history import Curve, History
 from .style import GREY, INK, NARROW, PAD, TEST_COLOR, TRAIN_COLOR, WIDTH, LabFigure
-
-if TYPE_CHECKING:
-    from .convergence import Convergence, Estimate
 
 __all__ = ["axis_limits", "decimals", "images_of_test", "plot_learning_curve"]
 

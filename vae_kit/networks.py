@@ -1,7 +1,5 @@
 """Networks to start from: perceptrons for data of any shape, convolutions for images."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The learning rate of every step, and clipping of unusually large gradients."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 

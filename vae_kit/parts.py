@@ -3,8 +3,6 @@
 Log-probabilities are in nats. B counts the data points of a batch, D the dimensions of z.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """Several processes under torchrun: ``torch.distributed`` in one place."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os

@@ -1,7 +1,5 @@
 """Every random stream from a seed."""
 
-from __future__ import annotations
-
 import contextlib
 import random
 from collections.abc import Callable, Iterator

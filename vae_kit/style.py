@@ -4,8 +4,6 @@ Figures behave as matplotlib's own, in scripts and in notebooks: they stay open 
 shown or saved. Each says in words, in its ``alt``, what it shows. All its colours are the lab's.
 """
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import io

@@ -11,8 +11,6 @@ Exit codes: 0 finished; 130 interrupted (the checkpoint holds the finished epoch
 do not exist; 1 anything else, with a line on stderr that says what.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Training of a VAE on its loss, with every data point's −ELBO on record."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -93,7 +91,7 @@ def prepared(
     transform: Transform | None = None,
     device: str | torch.device | None = None,
     workers: int = 0,
-) -> Iterator[Run]:
+) -> Iterator["Run"]:
     """A run that is ready to begin; what surrounds the call does not reach into it."""
     device, dtype = pick_device(device), data_dtype(model)
     with undisturbed(device):
@@ -169,7 +167,7 @@ class Run:
         self.rates = learning_rates(settings.lr, settings.epochs, self.steps)
         self.checkpoint = Checkpoint(None, {})
 
-    def complete(self, progress: Progress, trunk: Callable[[Run], None] | None = None) -> bool:
+    def complete(self, progress: Progress, trunk: Callable[["Run"], None] | None = None) -> bool:
         """Add what the history lacks; False where ``progress`` or Ctrl-C ended that.
 
         ``trunk`` is called with the run where its rate begins to decay.

@@ -93,7 +93,7 @@ const [, href] = [table.source].flat().join("").match(/\]\((#.*?)\)/);
 await scrollTo(table.id);
 await page.locator(`a[href="${href}"]:not(.jp-InternalAnchorLink)`).first().click();
 await page.waitForFunction((target) => {
-  const found = [...document.querySelectorAll("h1, h2, h3")].find((h) => h.dataset.jupyterId === target);
+  const found = [...document.querySelectorAll("h1, h2, h3")].find((h) => [h.id, h.dataset.jupyterId].includes(target));
   const top = found?.getBoundingClientRect().top ?? -1;
   return 0 < top && top < innerHeight;
 }, href.slice(1), { timeout: 60_000 });
