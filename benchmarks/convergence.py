@@ -50,7 +50,7 @@ def recognised(asked: Fit) -> dict[str, Any]:
 def measure(name: str) -> Result:
     """Let the verdict speak, then train 8 times as long, from the same first weights."""
     asked, start = CATALOGUE[name], time.perf_counter()
-    train, test = asked.data()
+    train, test = asked.data(asked.draw)
     unit = tolerance(asked, train)
     file = RUNS / name.replace(",", "").replace(" ", "-")
     RUNS.mkdir(parents=True, exist_ok=True)
@@ -196,12 +196,11 @@ held against the verdict, in tolerances; negative is better:
 - “cannot tell” is neither right nor wrong.
 
 Tolerances follow from a rule. A density: 0.01 nats per dimension, what errors smaller by one per
-cent gain once σ follows them. A probability: one per cent of what the dimensions cost when each
-is coded by itself, by its frequencies in the training set. The catalogue, fits.py, was drawn up as
-one list before any verdict in it was looked at. By the fits that “shaped the rule” it may be
-changed; the fresh ones are on other data, with other networks, sizes, rates or seeds, and changed
-nothing. Changes are in nats per data point with intervals of 95 % over points; “keep” is the run,
-in epochs, whose model is kept.
+cent gain once σ follows them. A probability: one per cent of what the dimensions cost when each is
+coded by itself, by its frequencies in the training set. By the fits that “shaped the rule” it may
+be changed; the fresh ones, on other draws of the data and with other seeds and lengths, were drawn
+up after its last change, and before any of their verdicts was looked at. Changes are in nats per
+data point with intervals of 95 % over points; “keep” is the run, in epochs, whose model is kept.
 """
 
 
@@ -220,12 +219,12 @@ def report(results: dict[str, Result]) -> None:
     text += "## What the verdict got wrong\n\n"
     for title, fits in parts.items():
         for wrong in (one for one in fits if is_right(one) is False):
-            text += f"- {wrong['name']} ({title}): {wrong['line']}. "
+            text += f"- {wrong['name']} ({title}): {true_minus(wrong['line'])}. "
             text += f"8 times: {number(change(wrong), 1)} tolerances.\n"
     for title, fits in parts.items():
         text += f"\n## {title.capitalize()}\n\n{table(HEAD, [row(one) for one in fits])}"
     text += f"\n*{machine(torch.get_num_threads())}*\n"
-    REPORT.write_text(true_minus(text), encoding="utf-8")
+    REPORT.write_text(text, encoding="utf-8")
 
 
 def main() -> None:

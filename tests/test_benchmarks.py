@@ -18,23 +18,23 @@ import races
 
 from vae_kit.training import fit
 
-SMALL = replace(fits.FRESH["iris"], epochs=4, seed=1)
+SMALL = replace(fits.SHAPED["iris"], epochs=4, seed=1)
 
 
 def test_every_fit_of_the_catalogue_can_be_trained():
     assert not fits.SHAPED.keys() & fits.FRESH.keys()
     for asked in (fits.SHAPED | fits.FRESH).values():
-        train, test = asked.data()
+        train, test = asked.data(asked.draw)
         x = asked.settings.get("transform", torch.Tensor.float)(train[:3]).float()
         assert asked.model().elbo(x).value.isfinite().all()
         assert asked.epochs % 4 == 0 and train.shape[1:] == test.shape[1:]
 
 
 def test_tolerances_are_a_hundredth_of_sigma_or_of_independent_coding():
-    assert fits.tolerance(SMALL, SMALL.data()[0]) == pytest.approx(0.04)
-    coins, p = fits.FRESH["coins"], torch.linspace(0.1, 0.9, 30, dtype=torch.float64)
+    assert fits.tolerance(SMALL, SMALL.data(0)[0]) == pytest.approx(0.04)
+    coins, p = fits.SHAPED["coins"], torch.linspace(0.1, 0.9, 30, dtype=torch.float64)
     nats = torch.distributions.Bernoulli(p).entropy().sum().item()
-    assert fits.tolerance(coins, coins.data()[0]) == pytest.approx(0.01 * nats, rel=0.01)
+    assert fits.tolerance(coins, coins.data(0)[0]) == pytest.approx(0.01 * nats, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_fit_is_measured_once_and_judged_again_from_its_runs(monkeypatch, tmp_
     convergence.main()
     (result,) = map(json.loads, convergence.RESULTS.read_text().splitlines())
     torch.manual_seed(1)
-    longer = fit(SMALL.model(), *SMALL.data(), epochs=32, seed=1, progress=False, **SMALL.settings)
+    longer = fit(SMALL.model(), *SMALL.data(0), epochs=32, seed=1, progress=False, **SMALL.settings)
     assert result["longer"]["test"] == pytest.approx(longer.test.mean[-1], rel=1e-6)
     monkeypatch.setattr(convergence, "measure", None)  # nothing is trained any more
     convergence.main()

@@ -73,12 +73,17 @@ VERDICTS = [
     ([60, 52, 52.5], None, 1.0, "converged", 8),  # a rise within the tolerance
     ([60, 52, 56], None, 1.0, CANNOT, "rose"),  # train rises as well
     ([60, 52, 53], [50, 42, 42], 0.0, CANNOT, "rose"),  # and train stands
-    ([60, 52, 54], [50, 40, 30], 25.0, CANNOT, "too few"),  # 2 ± 2.5
+    ([60, 52, 54], [57, 49, 48.75], 25.0, CANNOT, "too few"),  # 2 ± 2.5
+    ([60, 52, 54], [50, 40, 30], 25.0, OVER, 8),  # the same, but test − train is 24 ± 4
     ([60, 52, 53], [50, 40, 39.9], 0.0, OVER, 8),  # train falls, however little
     ([50, 50.7, 51.4], [45, 40, 36], 1.0, OVER, 4),  # each rise is small, both are not
     ([50, 50.5, 51], [45, 40, 39.5], 1.0, "converged", 4),  # no more than the tolerance
     ([60, 52, 51.9], [58, 50, 44], 1.0, OVER, 8),  # within a tolerance of the lowest: shorter
-    ([60, 52, 51], [58, 50, 40], 0.0, STILL, 16),  # while test may fall, it is not that
+    ([60, 52, 51], [58, 50, 40], 0.0, OVER, 8),  # test − train, 11 ± 3, is what remains
+    ([60, 52, 48], [58, 50, 40], 0.0, STILL, 16),  # 8 ± 3: two such gains may be worth it
+    ([60, 52, 48], [58, 50, 37], 0.0, STILL, 16),  # 11 ± 3.06
+    ([60, 52, 48], [58, 50, 36], 0.0, OVER, 16),  # 12 ± 3
+    ([60, 52, 48], [58, 30, 30], 0.0, STILL, 16),  # 18 ± 3, but train stands
     ([52.5, 52, 51.5], [58, 50, 44], 0.0, OVER, 4),
     ([60, 52, 52], [58, 50, 49], 0.0, OVER, 8),  # the tolerance itself
     ([60, 52, 52], [58, 50, 49.05], 1.0, CANNOT, "train may"),

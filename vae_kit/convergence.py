@@ -26,7 +26,7 @@ _ANSWERS = {
     "still improving": "**No, not yet.** Trained twice as long, the model may still explain new "
     "data noticeably better.",
     "overfitting": "**No, it overfits.** The longer it is trained, the better the model knows the "
-    "data that it learns from, and new data gain nothing by it.",
+    "data that it learns from, and new data gain little or nothing by it.",
     "cannot tell": "**Cannot tell.** These runs do not show it.",
 }
 
@@ -71,12 +71,16 @@ class Convergence:
         tolerance, test, train = self.tolerance, self.test_changes[-1], self.train_changes[-1]
         last, ends = self.histories[-1].test, [end.value for end in self.test_ends]
         may_fall, may_rise = test.low <= -tolerance, test.high >= tolerance
+        risen = may_rise or ends[-1] - min(ends) > tolerance
+        train_may = train.low <= -tolerance or train.high >= tolerance
         too_few = f"too few test points ({last.points})"
-        if not math.isfinite(test.se) or (may_fall and may_rise):
+        if not math.isfinite(test.se):
             return "cannot tell", too_few
+        if (may_fall or risen or train_may) and train.value < 0 and self._memorises():
+            return "overfitting", ""
         if may_fall:
-            return "still improving", ""
-        if may_rise or ends[-1] - min(ends) > tolerance:
+            return ("cannot tell", too_few) if may_rise else ("still improving", "")
+        if risen:
             if _change(self.histories[int(np.argmin(ends))].test, last).low <= 0:
                 return "cannot tell", too_few
             if train.high < 0:
@@ -84,13 +88,19 @@ class Convergence:
             return "cannot tell", "test rose, but train did not fall: try a lower learning rate"
         if train.high <= -tolerance:
             return "overfitting", ""
-        if train.low <= -tolerance or train.high >= tolerance:
+        if train_may:
             return "cannot tell", "train may still change by more than the tolerance"
         if last.mean[0] - last.mean[-1] < max(tolerance, -4 * test.value):
             return "cannot tell", "training brought little so far: try a higher learning rate"
         if len(self.test_changes) > 1 and test.high < min(0, self.test_changes[-2].low):
             return "cannot tell", "the gains grow: double the training once more"
         return "converged", ""
+
+    def _memorises(self) -> bool:
+        """Whether test − train is beyond doubt larger than what two more such gains would bring."""
+        test, train, gain = self.test_ends[-1], self.train_ends[-1], -self.test_changes[-1].value
+        sure = test.value - train.value - 2 * math.hypot(test.se, train.se)
+        return sure > max(self.tolerance, 2 * gain)
 
     def __repr__(self) -> str:  # in ASCII, which every console can show
         answer = {"converged": "Yes, converged", "cannot tell": f"Cannot tell, {self.why}"}
@@ -131,9 +141,10 @@ def convergence(*histories: History, tolerance: float) -> Convergence:
 
     ===============  =======================================================================
     converged        neither average may change by more than the tolerance
-    still improving  the test average may still fall by more than that
-    overfitting      it does not, but train falls by more than that; or test ends more than that
-                     above the lowest end of any run, while train falls
+    overfitting      train falls, and test does not by more than that, or has risen by more from its
+                     lowest; or test − train is, beyond doubt, more than that and more than twice
+                     what the last doubling gained on test
+    still improving  else, the test average may still fall by more than that
     cannot tell      there are too few points for the tolerance; or train may still change; or
                      training brought less than a tolerance, or less than four times what the last
                      doubling did; or the gains grow; or test rose, and train did not fall

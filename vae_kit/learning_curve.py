@@ -301,7 +301,7 @@ def _finding(verdict: Convergence) -> str:
     return {
         "converged": "Train and test end together: doubling the training hardly changes either",
         "still improving": f"Test still falls: {len(verdict.histories[-1])} epochs are not enough",
-        "overfitting": f"After {verdict.keep} epochs test stops improving, train does not",
+        "overfitting": f"Train still improves, test hardly or not: keep {verdict.keep} epochs",
     }.get(verdict.verdict, f"These runs cannot tell: {verdict.why}")
 
 
