@@ -145,14 +145,17 @@ def plot_rate_distortion(
 
 @style.styled()
 def plot_terms(history: History, *, narrow: bool = False) -> LabFigure:
-    """Both terms of the test −ELBO by epoch, each on a scale of its own, in nats."""
+    """Both terms of the test −ELBO by epoch, in nats, on scales of one size."""
     grid, size = ((2, 1), (NARROW, 4.6)) if narrow else ((1, 2), (WIDTH, 2.8))
     figure, axes = new_figure(*grid, figsize=size, sharex=True)
     said = []
     terms = {"reconstruction, −log p(x|z)": history.test.mean - history.kl, "KL term": history.kl}
+    span = 1.1 * max(np.ptp(nats[1:]) for nats in terms.values()) or 1.0
     for ax, (name, nats) in zip(axes, terms.items(), strict=True):
         ax.plot(np.arange(1, len(nats)), nats[1:], color=TEST_COLOR, lw=2.2)
         ax.plot(len(nats) - 1, nats[-1], "o", color=TEST_COLOR)
+        middle = (nats[1:].min() + nats[1:].max()) / 2
+        ax.set(ylim=(middle - span / 2, middle + span / 2))
         ax.set_title(f"{name} (nats)", color=INK)
         style.set_ticks(5, ax.xaxis, integer=True)
         style.set_ticks(4, ax.yaxis)

@@ -188,6 +188,8 @@ def _draw_last(ax: Axes, train: _Side, test: _Side, pictures: np.ndarray | None)
     ax.stairs(outlines[0], bins, fill=True, color=TRAIN_COLOR, alpha=0.25, lw=0, **sideways)
     ax.stairs(outlines[1], bins, color=TEST_COLOR, lw=1.4, **sideways)
     ax.set_title("after the last epoch", color=INK)
+    for side, place in ((train, 0), (test, 0.25)):
+        ax.text(place, -0.02, side.name, color=side.color, va="top", transform=ax.transAxes)
     # The typical, the hardest and the easiest point; then, from below, any for which there is room.
     order = np.argsort(test.last).tolist()
     heights, taken = np.clip((test.last - low) / (high - low), 0.03, 0.95), np.empty(0)
@@ -240,19 +242,22 @@ def _draw_ends(ax: Axes, side: _Side, verdict: Convergence, window: tuple[float,
     ax.plot(x, y, "o-", color=color, lw=2.2, ms=7, mec="white")
     if math.isfinite(change.high - change.low):
         ax.plot(x[[-1, -1]], [before + change.low, before + change.high], color=color, lw=1.3)
-    corner, align = (0.02, "bottom") if y[-1] > before else (0.98, "top")
-    ax.text(1, corner, f"tolerance ±{tolerance:.3g}", color=color, ha="right", va=align,
-            transform=ax.transAxes)  # fmt: skip
+    edge, align = (-tolerance, "top") if y[-1] > before else (tolerance, "bottom")
+    ax.text(reach[1], before + edge, f"tolerance ±{tolerance:.3g}", color=color, ha="right",
+            va=align)  # fmt: skip
     ax.set(xlim=(-0.35, reach[1]), ylim=window, xlabel="epochs of the run")
     ax.set_xticks(x, [f"{len(run)}" for run in verdict.histories])
     style.set_ticks(4, ax.yaxis)
     ax.set_title(f"{side.name}, end of each run", color=color)
-    digits, sign = max(0, 1 - math.floor(math.log10(tolerance))), "+" if change.value > 0 else ""
+    digits = max(0, 1 - math.floor(math.log10(tolerance)))
+    said = ("+" if change.value > 0 else "") + number(change.value, digits)
+    said += ", within" if max(change.high, -change.low) < tolerance else ""
+    said += ", beyond" if max(change.low, -change.high) >= tolerance else ""
     style.beside(ax, y[-1], number(y[-1], digits), color=color, weight="bold", size=12)
-    style.beside(ax, y[-1], sign + number(change.value, digits), down=14, color=color)
+    style.beside(ax, y[-1], said, down=14, color=color)
     for at, run in enumerate(verdict.histories[:-1]):  # named where the line is not
         text = number(y[at], digits)
-        text += ", kept" if side.name == "test" and len(run) == verdict.keep else ""
+        text += "\nkept" if side.name == "test" and len(run) == verdict.keep else ""
         up = y[at] > y[at - 1] if at else y[0] >= y[1]
         if not window[0] < y[at] < window[1]:
             text, up = f"{text} {'↑' if y[at] > before else '↓'}", y[at] < before
@@ -298,10 +303,11 @@ def _write(figure: Any, title: str, unit: str, note: str, narrow: bool) -> None:
 
 def _finding(verdict: Convergence) -> str:
     """What one should see."""
+    less = "hardly" if verdict.test_changes[-1].high < 0 else "no longer"
     return {
         "converged": "Train and test end together: doubling the training hardly changes either",
         "still improving": f"Test still falls: {len(verdict.histories[-1])} epochs are not enough",
-        "overfitting": f"Train still improves, test hardly or not: keep {verdict.keep} epochs",
+        "overfitting": f"Train still improves, test {less}: keep the run of {verdict.keep} epochs",
     }.get(verdict.verdict, f"These runs cannot tell: {verdict.why}")
 
 
@@ -310,7 +316,7 @@ def _note(history: History, train: _Side, test: _Side, verdict: bool, unit: str)
     kept = f"{len(train.last):,} train and {len(test.last):,} test"
     of = f"{history.train.points:,} train and {history.test.points:,} test"
     note = f"Bands: the middle 50 and 90 % of {kept}{f' of {of}' if kept != of else ''} {unit}s. "
-    note += "Dots: some of them."
+    note += "Dots: some of them in each epoch, spread sideways."
     starts = {"train in epoch 1": train.curve.mean[0], "test before training": test.curve.mean[0]}
     digits, high = decimals(test.last), axis_limits(history)[1]
     off = [f"{when}, {number(nats, digits)}" for when, nats in starts.items() if nats > high]
