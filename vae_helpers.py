@@ -57,7 +57,7 @@ class Conditional(nn.Module):
             raise
 
     def log_prob(self, value: Tensor, condition: Tensor) -> Tensor:
-        """log p(value | condition) in nats, ``(B,)``; ``ValueError`` for what cannot be drawn."""
+        """log p(value | condition) in nats, ``(B,)``; ``ValueError`` outside of the support."""
         return log_prob(self(condition), value)
 
 
@@ -78,7 +78,7 @@ class DecoderGaussian(Conditional):
     ``scale="learned"`` learns one σ shared by all data (Rybkin et al. 2021), a number fixes it, and
     "net" takes it from the network, whose output then has twice the channels: μ, then σ.
 
-    A learned σ is 1 at first; ``start_from`` lets it begin at the residuals of untrained networks.
+    A learned σ is 1 at first; ``start_from``, which ``fit`` calls, sets it to the residuals' size.
     """
 
     def __init__(self, net: nn.Module, scale: float | str = "learned") -> None:
@@ -100,7 +100,7 @@ class DecoderGaussian(Conditional):
 
     @torch.no_grad()
     def start_from(self, residuals: Tensor) -> None:
-        """Let a σ yet unmoved be that of greatest likelihood, the residuals' root mean square."""
+        """Set an untrained σ to its maximum-likelihood value, the residuals' root mean square."""
         if self.given_scale == "learned" and self.raw_scale.requires_grad and self.raw_scale == 0:
             size = residuals.square().mean().sqrt().clamp(MIN_SCALE)
             self.raw_scale.copy_(size.log() / _SCALE_SPEED)
@@ -164,7 +164,7 @@ class Elbo(NamedTuple):
 
 
 class VAE(nn.Module):
-    """A variational autoencoder: q(z|x), p(x|z) and p(z), each of which can be replaced any time.
+    """A variational autoencoder: q(z|x), p(x|z) and p(z), each replaceable at any time.
 
     ``encoder(x)`` and ``decoder(z)`` return a ``Distribution`` with batch shape ``(B,)``,
     ``prior()`` one with batch shape ``()``. Any module that does so works. ``beta`` weights the KL
@@ -184,7 +184,7 @@ class VAE(nn.Module):
         self.analytic_kl = analytic_kl
 
     def forward(self, x: Tensor) -> Elbo:
-        """The same as ``elbo``: what wrappers call, and what ``compile()`` compiles."""
+        """The same as ``elbo``: what ``DistributedDataParallel`` and ``compile()`` call."""
         return self.elbo(x)
 
     def elbo(self, x: Tensor) -> Elbo:
@@ -243,7 +243,7 @@ class VAE(nn.Module):
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within it the model is in evaluation mode, without gradients; afterwards as it was before."""
+    """Evaluation mode without gradients, within it; afterwards every module is as it was."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         for module, _ in modes:  # not by eval(), which networks made by torch.export refuse
@@ -261,8 +261,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 # 8-bit levels continuous, (1/256)/√12 ≈ 0.0011: below it a density would describe that noise.
 MIN_SCALE = 1e-3
 
-# Adam moves any parameter by about the learning rate per step, which is too slow for a scale whose
-# size the data dictate: the learned parameter is log σ / 20, so that log σ moves by 20 rates.
+# Adam moves any parameter by about the learning rate per step. That is too slow for σ, so what is
+# learned is log σ / 20: log σ moves 20 times as fast.
 _SCALE_SPEED = 20
 
 
@@ -283,7 +283,7 @@ def at_least_float32(out: Any) -> Any:
 
 
 def full_precision(device: torch.device) -> Any:
-    """Within it no autocast is at work on the device, which may be one that knows none."""
+    """Switch autocast off within it, if the device has any."""
     if device.type == "meta" or not torch.is_autocast_enabled(device.type):
         return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)
@@ -304,7 +304,7 @@ def location_and_scale(out: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def independent(base: Distribution) -> Distribution:
-    """The same distribution with all dimensions but the first in one event."""
+    """The same distribution with every dimension after the batch in one event."""
     return Independent(base, len(base.batch_shape) - 1, validate_args=False)
 
 
@@ -338,7 +338,7 @@ def log_prob(p: Distribution, value: Tensor) -> Tensor:
     support = support_of(p)
     if support in (None, constraints.real) or value.is_meta:
         return p.log_prob(value)
-    if torch.compiler.is_compiling():  # a branch on data would split the graph: NaN marks a fault
+    if torch.compiler.is_compiling():  # which cannot branch on data: faults become NaN
         return p.log_prob(torch.where(support.check(value), value, math.nan))
     if support.check(value).all():
         return p.log_prob(value)
@@ -369,9 +369,9 @@ def mean_of(p: Distribution) -> Tensor:
 def sampled_kl(q: Distribution, p: Distribution, z: Tensor) -> Tensor:
     """log q(z) − log p(z) in nats, ``(B,)``: an unbiased estimate of KL(q ‖ p) at z ~ q.
 
-    Where q and p are one bijection of simpler distributions, these are compared instead, at a
-    sample of their own: the KL is the same, and no sample is rounded to an end of the support.
-    Raises ``ValueError`` where samples of another transformed q are, and for a discrete q.
+    Where q and p apply the same transform to simpler distributions, those are compared: the KL is
+    the same, and no sample is rounded to an end of the support. Raises ``ValueError`` for another
+    transformed q whose samples are so rounded, and for a discrete q.
     """
     inner, other, support = _inner(q), _inner(p), support_of(q)
     both = isinstance(inner, Transformed) and isinstance(other, Transformed)
@@ -384,13 +384,13 @@ def sampled_kl(q: Distribution, p: Distribution, z: Tensor) -> Tensor:
             "only the exact KL can be trained, with a prior of the same kind and analytic_kl=True"
         )
     low, high = (getattr(support, name, math.nan) for name in ("lower_bound", "upper_bound"))
-    least, last = low + torch.finfo(z.dtype).tiny, high - 16 * torch.finfo(z.dtype).eps
-    if isinstance(inner, Transformed) and ((z <= least) | (z >= last)).any():
+    lowest, highest = low + torch.finfo(z.dtype).tiny, high - 16 * torch.finfo(z.dtype).eps
+    if isinstance(inner, Transformed) and ((z <= lowest) | (z >= highest)).any():
         rounded = f"samples of the encoder's {_name(q)} are rounded to an end of its support"
         raise ValueError(f"{rounded}, where log q is wrong: give a prior by the same transform")
     if isinstance(q, Independent) and type(inner) is Normal:
-        # Gradients by way of z alone: the rest, the score, has mean zero, and without it the noise
-        # goes as q nears the posterior (Roeder et al. 2017).
+        # The gradient flows through z only. The other part, the score, has mean zero, and without
+        # it the noise vanishes as q approaches the posterior (Roeder et al. 2017).
         still = Normal(inner.loc.detach(), inner.scale.detach(), validate_args=False)
         q = Independent(still, q.reinterpreted_batch_ndims, validate_args=False)
     return q.log_prob(z) - p.log_prob(z)

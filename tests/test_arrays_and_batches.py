@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 from tools import generator_states, run, tiny_vae
 from vae_kit import batches as batches_module
 from vae_kit.batches import Batches
-from vae_kit.checks import named, positive_number, whole_number
+from vae_kit.checks import error_prefix, positive_number, whole_number
 from vae_kit.devices import autocast, data_dtype, pick_device
 from vae_kit.evaluation import evaluate
 from vae_kit.seeds import seed_from, seeded
@@ -488,7 +488,7 @@ def test_numbers_of_numpy_and_pytorch_are_numbers_and_anything_else_is_refused_b
             whole_number("n", value)
     assert whole_number("n", 0, least=0) == 0
     for value in (0, -1e-9, np.inf, np.nan, "3", None, True, 1j):
-        with pytest.raises(ValueError, match=r"^here: n "), named("here"):
+        with pytest.raises(ValueError, match=r"^here: n "), error_prefix("here"):
             positive_number("n", value)
 
 

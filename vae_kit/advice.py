@@ -1,4 +1,4 @@
-"""Warnings of what the numbers of a run alone would not tell."""
+"""Warnings about data, gradients and weights that the results alone do not show."""
 
 import inspect
 import warnings
@@ -8,7 +8,13 @@ from torch import Tensor
 
 from vae_helpers import MIN_SCALE
 
-__all__ = ["warn", "warn_of_clipping", "warn_of_floor", "warn_of_other_weights", "warn_of_sizes"]
+__all__ = [
+    "warn",
+    "warn_if_not_standardised",
+    "warn_if_scale_at_floor",
+    "warn_of_clipping",
+    "warn_of_other_weights",
+]
 
 
 def warn(text: str) -> None:
@@ -19,7 +25,7 @@ def warn(text: str) -> None:
     warnings.warn(text, stacklevel=level + 1)
 
 
-def warn_of_sizes(x: Tensor) -> None:
+def warn_if_not_standardised(x: Tensor) -> None:
     """Warn of data ``(B, ...)`` far from zero or, in a table, of columns of very different size."""
     centre, spread = x.mean(0), x.std(0, unbiased=False)
     far = len(x) > 1 and centre.square().mean() > 100 * spread.square().mean()
@@ -40,7 +46,7 @@ def warn_of_clipping(clipped: int, steps: int) -> None:
         )
 
 
-def warn_of_floor(scales: Tensor) -> None:
+def warn_if_scale_at_floor(scales: Tensor) -> None:
     """Warn where σ, ``(B, ...)``, is next to its floor for half of the points or more."""
     if scales.median(0).values.min() < 2 * MIN_SCALE:
         warn(

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from .advice import warn
 from .arrays import as_floats, as_tensor, refuse_what_is_no_dataset
-from .checks import named
+from .checks import error_prefix
 from .identity import digest
 from .processes import rank_and_size
 from .seeds import seed_from, seeded
@@ -31,7 +31,7 @@ class Batch(NamedTuple):
     x: Tensor
     """The points in the model's space, ``(B, ...)``."""
     share: float
-    """The size of this part by the mean size of all parts of the batch: 1 for one process."""
+    """The size of this part divided by the mean size of all parts: 1 for one process."""
 
 
 class Batches:
@@ -53,7 +53,7 @@ class Batches:
     ) -> None:
         if getattr(type(data), "__getitem__", None) is TensorDataset.__getitem__:
             data = data.tensors[0]  # unless a subclass makes other items of its tensors
-        with named(name):
+        with error_prefix(name):
             if not _read_by_rows(data):
                 data = as_tensor(data)
             if not isinstance(data, Tensor):
@@ -86,7 +86,7 @@ class Batches:
         index = sorted(set(places.long().tolist()))
         found = set()
         for _ in range(2):
-            with seeded(0), named(self.name):
+            with seeded(0), error_prefix(self.name):
                 found.add(digest(_Items(self.data).fetch(index)))
         if len(found) == 2:
             warn(
@@ -131,7 +131,7 @@ class Batches:
 
     def _in_model_space(self, raw: Tensor) -> Tensor:
         raw = raw.to(self.device, non_blocking=True)
-        with named(self.name):
+        with error_prefix(self.name):
             if self.transform is None:
                 return as_floats(raw, self.dtype, self.device)
             given = raw.to(self.dtype) if raw.is_floating_point() else raw
@@ -150,7 +150,7 @@ class Batches:
         return self._loaded(self.loader)
 
     def _loaded(self, loader: DataLoader[Any]) -> Iterator[Tensor]:
-        with named(self.name):
+        with error_prefix(self.name):
             yield from loader
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .processes import from_first, rank_and_size
+from .processes import broadcast_from_first, rank_and_size
 
 __all__ = ["Checkpoint"]
 
@@ -60,7 +60,7 @@ class Checkpoint:
             return None
         # The other processes may be on machines without the file.
         content = self.path.read_bytes() if rank_and_size()[0] == 0 and self.path.exists() else None
-        if (content := from_first(content)) is None:
+        if (content := broadcast_from_first(content)) is None:
             return None
         try:
             state: dict[str, Any] = torch.load(io.BytesIO(content), "cpu", weights_only=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from vae_helpers import finite_number
 
-__all__ = ["named", "positive_number", "whole_number"]
+__all__ = ["error_prefix", "positive_number", "whole_number"]
 
 
 def whole_number(name: str, value: Any, least: int = 1) -> int:
@@ -25,8 +25,8 @@ def positive_number(name: str, value: Any) -> float:
 
 
 @contextlib.contextmanager
-def named(where: str | Callable[[], str]) -> Iterator[None]:
-    """Put the place, as it is known when an error comes, in front of the error's words."""
+def error_prefix(where: str | Callable[[], str]) -> Iterator[None]:
+    """Put ``where`` in front of the words of an error raised within; a function gives it then."""
     try:
         yield
     except (FloatingPointError, TypeError, ValueError, RuntimeError) as error:

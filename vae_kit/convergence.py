@@ -49,8 +49,8 @@ class Convergence:
     test_changes, train_changes  what each doubling changed
     verdict, why                 see ``convergence``; why it cannot tell, otherwise ""
     answer                       the verdict in plain words, as Markdown
-    keep                         epochs of the run whose model is the one to keep: that of the
-                                 lowest test end; where train only memorises, the first good enough
+    keep                         epochs of the run to keep: that of the lowest test end or, where
+                                 the model overfits, the shortest within a tolerance of it
     """
 
     def __init__(self, histories: Sequence[History], tolerance: float) -> None:
@@ -97,7 +97,7 @@ class Convergence:
         return "converged", ""
 
     def _memorises(self) -> bool:
-        """Whether test − train is beyond doubt larger than what two more such gains would bring."""
+        """Whether test − train is, beyond doubt, more than twice what the last doubling gained."""
         test, train, gain = self.test_ends[-1], self.train_ends[-1], -self.test_changes[-1].value
         sure = test.value - train.value - 2 * math.hypot(test.se, train.se)
         return sure > max(self.tolerance, 2 * gain)
@@ -144,7 +144,7 @@ def convergence(*histories: History, tolerance: float) -> Convergence:
     overfitting      train falls, and test does not by more than that, or has risen by more from its
                      lowest; or test − train is, beyond doubt, more than that and more than twice
                      what the last doubling gained on test
-    still improving  else, the test average may still fall by more than that
+    still improving  otherwise, the test average may still fall by more than that
     cannot tell      there are too few points for the tolerance; or train may still change; or
                      training brought less than a tolerance, or less than four times what the last
                      doubling did; or the gains grow; or test rose, and train did not fall

@@ -168,7 +168,7 @@ def binarize(raw: Tensor) -> Tensor:
 
 
 def _check_levels(raw: Tensor) -> None:
-    """Refuse what is no batch of 8-bit images, and doubt one without any bright pixel."""
+    """Refuse what is no batch of 8-bit images, and warn where no pixel is above 16."""
     if raw.dtype != torch.uint8:
         raise TypeError(
             f"expected 8-bit images (uint8), got {raw.dtype}: convert levels from 0 to 255 to "

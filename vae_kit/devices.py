@@ -1,4 +1,4 @@
-"""Devices, the precision of networks on them, and what must not reach in from around a call."""
+"""Devices, the precision of networks on them, and shelter from the caller's settings."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from torch import nn
 
 from vae_helpers import full_precision
 
-__all__ = ["Precision", "autocast", "data_dtype", "pick_device", "undisturbed"]
+__all__ = ["Precision", "autocast", "caller_settings_ignored", "data_dtype", "pick_device"]
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -51,8 +51,8 @@ def _fast_at_bfloat16(device: torch.device) -> bool:
 
 
 @contextlib.contextmanager
-def undisturbed(device: torch.device) -> Iterator[None]:
-    """Whatever is set outside: no autocast on the device, gradients kept, tensors on the CPU."""
+def caller_settings_ignored(device: torch.device) -> Iterator[None]:
+    """Ignore an autocast, ``no_grad``, inference mode or default device that the caller has set."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(full_precision(device))
         stack.enter_context(torch.inference_mode(False))

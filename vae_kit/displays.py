@@ -15,7 +15,7 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def number(x: float, digits: int | None = None) -> str:
-    """A number as it is written: 1,163, −0.25 and 2.5×10⁹; with so many decimals, if given."""
+    """A number as it is written: 1,163, −0.25 and 2.5×10⁹; with ``digits`` decimals, if given."""
     text = f"{x:,.9g}" if digits is None else f"{round(x, digits) + 0.0:,.{digits}f}"
     if abs(x) >= 1e7 or "e" in text:
         mantissa, _, exponent = f"{x:.3e}".partition("e")

@@ -19,7 +19,7 @@ from .identity import digest_of_weights
 from .optimization import decay_start
 from .processes import progress_bar
 from .settings import Settings
-from .training import Progress, Run, prepared
+from .training import Progress, Run, prepare_run
 
 __all__ = ["fit_doubling"]
 
@@ -42,11 +42,11 @@ def fit_doubling(
 
     Until its rate decays a run is the beginning of any longer one, so each goes on from where the
     one before began to decay: all three cost 1.19 E epochs. ``settings`` are ``fit``'s. The model
-    is left as the run to keep left it, ``Convergence.keep``.
+    ends with the weights of the run to keep, of ``Convergence.keep`` epochs.
 
     With a ``checkpoint``, that file keeps what the runs share, and one beside it each run: the same
     call goes on where it was interrupted, and a call for twice the epochs trains what is new only.
-    Raises ``ValueError`` after Ctrl-C, and if E is no multiple of 4.
+    Raises ``ValueError`` after Ctrl-C (the files stay), and if E is no multiple of 4.
     """
     if whole_number("epochs", epochs) % 4:
         raise ValueError(f"epochs must be a multiple of 4, for runs of E/4, E/2, E; got {epochs}")
@@ -63,7 +63,7 @@ def fit_doubling(
 
         for length in lengths:
             numbers = Settings(epochs=length, **settings)
-            with prepared(model, train, test, numbers, transform, device, workers) as run:
+            with prepare_run(model, train, test, numbers, transform, device, workers) as run:
                 finished = trunk.complete(run, watch)
             runs.append(run.history)
             ends[length] = copy.deepcopy(model.state_dict())
@@ -92,7 +92,7 @@ class _Trunk:
         return digest_of_weights(self.content["first"])
 
     def complete(self, run: Run, progress: Progress) -> bool:
-        """Train what a run lacks; False where ``progress`` or Ctrl-C ended that."""
+        """Train a run's missing epochs; False where ``progress`` or Ctrl-C stopped it early."""
         self._enter(run)
         length = run.settings.epochs
         file = self.path and self.path.with_name(f"{self.path.name}-{length}")
@@ -110,7 +110,7 @@ class _Trunk:
                 saved = {"first": copy.deepcopy(run.model.state_dict()), "epochs": 0}
                 self.checkpoint.write(saved)
             self.content = saved
-        run.begin_from(self.content["first"])
+        run.set_first_weights(self.content["first"])
 
     def _keep(self, run: Run) -> None:
         """Take over a run that is about to decay."""

@@ -11,13 +11,13 @@ from torch.utils.data import Dataset
 from vae_helpers import VAE, Elbo, evaluating
 
 from .batches import Batches, Transform
-from .checks import named, whole_number
-from .devices import Precision, autocast, data_dtype, pick_device, undisturbed
-from .processes import gathered, rank_and_size, share_buffers
+from .checks import error_prefix, whole_number
+from .devices import Precision, autocast, caller_settings_ignored, data_dtype, pick_device
+from .processes import rank_and_size, share_buffers, sum_over_processes
 from .seeds import seeded
 from .settings import Settings
 
-__all__ = ["elbo_of_all", "evaluate", "refuse_bad_terms"]
+__all__ = ["elbo_of_all", "evaluate", "refuse_non_finite"]
 
 # Large enough for full speed, small enough to stay in the caches of a CPU.
 EVALUATION_BATCH = 1000
@@ -40,7 +40,7 @@ def evaluate(
     """
     device, batch_size = pick_device(device), whole_number("batch_size", batch_size)
     Settings(epochs=1, precision=precision, seed=seed)  # refuses what makes no sense
-    with undisturbed(device):
+    with caller_settings_ignored(device):
         source = Batches(data, "data", device, data_dtype(model), transform)
         return elbo_of_all(model.to(device), source, batch_size, precision, seed, "evaluation")
 
@@ -53,16 +53,16 @@ def elbo_of_all(
     share_buffers(model)
     batches = source.load(source.indices(batch_size))
     noise = seeded(seed, 0, 1 + rank_and_size()[0])
-    with evaluating(model), noise, named(where), closing(batches):
+    with evaluating(model), noise, error_prefix(where), closing(batches):
         for batch in batches:
             with autocast(precision, source.device):
                 elbo: Elbo = model(batch.x)
-            refuse_bad_terms(model, batch.x, elbo, elbo.value.sum())
+            refuse_non_finite(model, batch.x, elbo, elbo.value.sum())
             terms[:, batch.rows] = torch.stack(elbo).to(source.dtype)
-    return Elbo(*gathered(terms))
+    return Elbo(*sum_over_processes(terms))
 
 
-def refuse_bad_terms(model: Any, x: Tensor, elbo: Elbo, loss: Tensor) -> None:
+def refuse_non_finite(model: Any, x: Tensor, elbo: Elbo, loss: Tensor) -> None:
     """Raise ``FloatingPointError``, which names the term that is not finite, or its cause."""
     # One look at the sum of all: it is finite only if every term of every point is.
     if math.isfinite(elbo.value.detach().sum() + loss.detach().sum()):

@@ -1,7 +1,7 @@
 """Explorers of a latent plane and of the cloud around a learning curve, for a browser.
 
 Both are ``explorer.html`` with their content filled in: numbers as JSON, images as sheets of tiles.
-They need neither kernel nor network, and where no script runs nothing of them is in the way.
+They need neither kernel nor network, and without JavaScript show a picture or a sentence.
 """
 
 import base64

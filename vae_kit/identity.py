@@ -21,7 +21,7 @@ _OF_PYTORCH = {*vars(nn.Module()), "_compiled_call_impl"}
 
 
 def describe(thing: Any, weights: bool = True) -> str:
-    """What a transform or a model is made of, in words that are equal for equal things only.
+    """What a transform or a model is made of, as a text, which is the same for equal things only.
 
     Functions are told by their names and modules, other objects by their types and attributes;
     without ``weights``, which training changes, modules by the shapes of theirs. It begins with "?"
@@ -42,7 +42,7 @@ def _described(thing: Any, seen: dict[int, Any], weights: bool) -> str:
     def listed(items: Any) -> str:
         return ", ".join(_described(item, seen, weights) for item in items)
 
-    def named(attributes: dict[Any, Any]) -> str:
+    def by_name(attributes: dict[Any, Any]) -> str:
         return ", ".join(f"{key}={listed([value])}" for key, value in attributes.items())
 
     kind = f"{type(thing).__module__}.{type(thing).__qualname__}"
@@ -53,9 +53,9 @@ def _described(thing: Any, seen: dict[int, Any], weights: bool) -> str:
     if isinstance(thing, (list, tuple)):
         return f"{kind}({listed(thing)})"
     if isinstance(thing, dict):
-        return f"{kind}({named(thing)})"
+        return f"{kind}({by_name(thing)})"
     if isinstance(thing, partial):
-        return f"{listed([thing.func])}({listed(thing.args)}, {named(thing.keywords)})"
+        return f"{listed([thing.func])}({listed(thing.args)}, {by_name(thing.keywords)})"
     if inspect.ismethod(thing):
         return f"{listed([thing.__self__])}.{thing.__name__}"
     if isinstance(thing, nn.Module):
@@ -64,14 +64,14 @@ def _described(thing: Any, seen: dict[int, Any], weights: bool) -> str:
             own = {"code": thing.code}
         for name, tensor in [*thing.named_parameters("", False), *thing.named_buffers("", False)]:
             own[name] = tensor if weights else (*tensor.shape, tensor.dtype)
-        return f"{kind}({named(own | dict(thing.named_children()))})"
+        return f"{kind}({by_name(own | dict(thing.named_children()))})"
     if hasattr(thing, "__qualname__"):
         module = sys.modules.get(getattr(thing, "__module__", None) or "")
         found = getattr(module, thing.__qualname__, None) is thing
         unclear = "" if found or isinstance(thing, BuiltinFunctionType) else "? "
         return f"{unclear}{getattr(thing, '__module__', '')}.{thing.__qualname__}"
     if attributes := getattr(thing, "__dict__", None):
-        return f"{kind}({named(attributes)})"
+        return f"{kind}({by_name(attributes)})"
     text = repr(thing)
     return f"? {kind}" if re.search(r" at 0x[0-9a-f]+", text) else f"{kind} {text}"
 

@@ -302,7 +302,7 @@ def _write(figure: Any, title: str, unit: str, note: str, narrow: bool) -> None:
 
 
 def _finding(verdict: Convergence) -> str:
-    """What one should see."""
+    """The title: what the curve shows."""
     less = "hardly" if verdict.test_changes[-1].high < 0 else "no longer"
     return {
         "converged": "Train and test end together: doubling the training hardly changes either",

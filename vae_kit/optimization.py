@@ -37,8 +37,8 @@ class GradientClipping:
     One batch far out of the ordinary can throw a model so far off that it does not come back; very
     deep VAEs skip such steps (Child 2021, section 4), here they are shortened. A gradient that is
     not finite, though the loss is, becomes zero. The usual norm is a running mean of norms after
-    clipping: over all steps at first, later over some hundred. Single numbers such as σ are left
-    as they are: their gradient has a size of its own.
+    clipping: over all steps at first, later over some hundred. Single numbers such as σ are not
+    clipped: their gradients have another size.
     """
 
     LONGEST = 3  # times the usual norm
@@ -66,11 +66,3 @@ class GradientClipping:
         before = self.usual_norm if self.steps else 0.0
         self.steps += 1
         self.usual_norm = before + (min(norm, longest) - before) / min(self.steps, self.MEMORY)
-
-    def state_dict(self) -> dict[str, float]:
-        """The numbers that a continued run needs."""
-        return dict(vars(self))
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Take up what ``state_dict`` gave."""
-        vars(self).update(state)

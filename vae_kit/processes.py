@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-__all__ = ["distributed", "from_first", "gathered", "joined", "progress_bar", "rank_and_size"]
-__all__ += ["share_buffers"]
+__all__ = ["broadcast_from_first", "data_parallel", "process_group", "progress_bar"]
+__all__ += ["rank_and_size", "share_buffers", "sum_over_processes"]
 
 
 def rank_and_size() -> tuple[int, int]:
@@ -23,14 +23,14 @@ def rank_and_size() -> tuple[int, int]:
     return 0, 1
 
 
-def gathered(values: Tensor) -> Tensor:
-    """The sum over processes, on the CPU: each wrote into its own places of a tensor of zeros."""
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Add up tensors of zeros in which each process filled its own places; on the CPU."""
     if rank_and_size()[1] > 1:
         dist.all_reduce(values)
     return values.cpu()
 
 
-def distributed(module: nn.Module) -> nn.Module:
+def data_parallel(module: nn.Module) -> nn.Module:
     """The module with gradients averaged over processes; with one process, the module itself."""
     if rank_and_size()[1] == 1:
         return module
@@ -46,7 +46,7 @@ def share_buffers(module: nn.Module) -> None:
             dist.broadcast(buffer, 0)
 
 
-def from_first(thing: Any) -> Any:
+def broadcast_from_first(thing: Any) -> Any:
     """What the first process has, in all of them."""
     things = [thing]
     if rank_and_size()[1] > 1:
@@ -55,10 +55,10 @@ def from_first(thing: Any) -> Any:
 
 
 @contextlib.contextmanager
-def joined(device: str | None) -> Iterator[str | None]:
+def process_group(device: str | None) -> Iterator[str | None]:
     """Join the processes of torchrun, if it started this one; the device of this process.
 
-    What goes to stdout is said once. Raises ``ValueError`` for a device that is not there.
+    Only the first process prints. Raises ``ValueError`` for a device that is not there.
     """
     several, cuda = dist.is_torchelastic_launched(), torch.cuda.is_available()
     usable = {"cuda": cuda, "mps": torch.backends.mps.is_available() and not several}

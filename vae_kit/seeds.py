@@ -1,4 +1,12 @@
-"""Every random stream from a seed."""
+"""Every random stream from one seed, each with a key of its own.
+
+order of an epoch       (seed, epoch)
+noise of an epoch       (seed, epoch, 1 + rank), and of evaluations (seed, 0, 1 + rank)
+items of a batch        (the pass's own seed, number of the batch)
+a first look            (seed,)
+
+A trailing 0 would not tell keys apart: hence 1 + rank.
+"""
 
 import contextlib
 import random

@@ -12,7 +12,7 @@ __all__ = ["Settings", "default_batch_size"]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What ``fit`` was asked for; numbers of NumPy or PyTorch become Python's.
+    """What ``fit`` was asked for; numbers of NumPy and PyTorch are converted.
 
     Raises ``ValueError``, which names the setting, for a value that makes no sense.
     """

@@ -63,7 +63,7 @@ _STYLE: Any = {k: v for k, v in mpl.rcParamsDefault.items() if k not in _NO_STYL
 
 @contextlib.contextmanager
 def styled() -> Iterator[None]:
-    """Within it matplotlib draws in the lab's style; also to decorate functions that draw."""
+    """Draw in the lab's style: a context manager, and a decorator of functions."""
     before = {name: mpl.rcParams[name] for name in _STYLE}
     mpl.rcParams.update(_STYLE)
     try:

@@ -24,7 +24,7 @@ import vae_helpers as lab
 from . import data, networks, parts
 from .batches import Transform
 from .learning_curve import plot_learning_curve
-from .processes import joined, rank_and_size
+from .processes import process_group, rank_and_size
 from .settings import Settings
 from .style import save_figure
 from .training import fit
@@ -86,7 +86,7 @@ def build(args: argparse.Namespace, shape: tuple[int, ...]) -> lab.VAE:
 
 def train(args: argparse.Namespace) -> None:
     """Do what the arguments say; ``KeyboardInterrupt`` where the run was interrupted."""
-    with joined(args.device) as device:
+    with process_group(args.device) as device:
         images = data.load_images(args.dataset)
         model = build(args, tuple(images.train.images.shape[1:]))
         out = args.out.expanduser()

@@ -15,20 +15,19 @@ from torch.utils.data import Dataset
 
 from vae_helpers import VAE, DecoderGaussian, Elbo, evaluating
 
-from .advice import warn_of_clipping, warn_of_floor, warn_of_other_weights, warn_of_sizes
+from . import advice, processes
 from .batches import Batch, Batches, Transform
 from .checkpoint import Checkpoint
-from .checks import named
-from .devices import Precision, autocast, data_dtype, pick_device, undisturbed
-from .evaluation import EVALUATION_BATCH, elbo_of_all, refuse_bad_terms
+from .checks import error_prefix
+from .devices import Precision, autocast, caller_settings_ignored, data_dtype, pick_device
+from .evaluation import EVALUATION_BATCH, elbo_of_all, refuse_non_finite
 from .history import History
 from .identity import describe, digest_of_weights
 from .optimization import GradientClipping, decay_start, learning_rates
-from .processes import distributed, from_first, gathered, progress_bar, rank_and_size
 from .seeds import seeded
 from .settings import Settings, default_batch_size
 
-__all__ = ["Progress", "Run", "fit", "prepared", "train_epoch"]
+__all__ = ["Progress", "Run", "fit", "prepare_run", "train_epoch"]
 
 Progress = bool | Callable[[History], Any]
 
@@ -76,14 +75,14 @@ def fit(
         epochs=epochs, batch_size=batch_size, lr=lr, kl_warmup=kl_warmup, precision=precision,
         seed=seed, keep_points=keep_points,
     )  # fmt: skip
-    with prepared(model, train, test, settings, transform, device, workers) as run:
+    with prepare_run(model, train, test, settings, transform, device, workers) as run:
         run.resume(Checkpoint(checkpoint, run.identity))
         run.complete(progress)
     return run.history
 
 
 @contextmanager
-def prepared(
+def prepare_run(
     model: VAE,
     train: Any,
     test: Any,
@@ -92,9 +91,9 @@ def prepared(
     device: str | torch.device | None = None,
     workers: int = 0,
 ) -> Iterator["Run"]:
-    """A run that is ready to begin; what surrounds the call does not reach into it."""
+    """Make a run, whatever the caller has set in PyTorch; close the data afterwards."""
     device, dtype = pick_device(device), data_dtype(model)
-    with undisturbed(device):
+    with caller_settings_ignored(device):
         training = Batches(train, "train", device, dtype, transform, workers)
         held_out = Batches(test, "test", device, dtype, transform, workers)
         if settings.batch_size is None:
@@ -119,7 +118,7 @@ def train_epoch(
         with autocast(precision, x.device):
             elbo = model(x)
             loss = own_loss(x) if own_loss else elbo.objective(beta)
-        refuse_bad_terms(model, x, elbo, loss)
+        refuse_non_finite(model, x, elbo, loss)
         optimizer.zero_grad()
         (share * loss).backward()
         clip(model.parameters())
@@ -132,8 +131,8 @@ def train_epoch(
 class Run:
     """A training run, epoch by epoch: model, optimizer and history.
 
-    Learning rate, order and noise follow from the settings and the number of the epoch, so the
-    state of a run holds neither a schedule's nor a generator's.
+    Learning rate, order and noise follow from the settings and the number of the epoch, so a
+    checkpoint holds no state of a schedule or of a generator.
     """
 
     def __init__(
@@ -168,14 +167,14 @@ class Run:
         self.checkpoint = Checkpoint(None, {})
 
     def complete(self, progress: Progress, trunk: Callable[["Run"], None] | None = None) -> bool:
-        """Add what the history lacks; False where ``progress`` or Ctrl-C ended that.
+        """Train the missing epochs; False where ``progress`` or Ctrl-C stopped it early.
 
         ``trunk`` is called with the run where its rate begins to decay.
         """
         epochs = self.settings.epochs
-        replicated, stopped = distributed(self.model), False
+        replicated, stopped = processes.data_parallel(self.model), False
         done = len(self.history) * self.steps
-        with progress_bar(progress is True, "step", len(self.rates), done) as bar:
+        with processes.progress_bar(progress is True, "step", len(self.rates), done) as bar:
             try:
                 if not len(self.history.test):
                     self._begin()
@@ -201,19 +200,19 @@ class Run:
         }
         return {
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "clipping": self.clipping.state_dict(), "history": record,
+            "clipping": dict(vars(self.clipping)), "history": record,
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take up a state of this run, or of a longer or shorter one before its rate decays."""
+        """Load a state of this run, or of one of another length from before its rate decays."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.clipping.load_state_dict(state["clipping"])
+        vars(self.clipping).update(state["clipping"])
         self.history = History.from_state(state["history"])
         self.history.settings = self.settings
 
     def resume(self, checkpoint: Checkpoint) -> bool:
-        """Go on from the checkpoint's file, if there is one, and keep the run in it.
+        """Load the checkpoint's file, if there is one, and save to it from now on.
 
         Warns where the model given is neither the one with which that run began nor the one in the
         file: its weights are replaced.
@@ -225,10 +224,10 @@ class Run:
         self.restore(state)
         now = digest_of_weights(self.model.state_dict())
         if given not in (self.history.identity["first weights"], now):
-            warn_of_other_weights(checkpoint.path)
+            advice.warn_of_other_weights(checkpoint.path)
         return True
 
-    def begin_from(self, weights: dict[str, Any]) -> None:
+    def set_first_weights(self, weights: dict[str, Any]) -> None:
         """Take these as the first weights."""
         self.model.load_state_dict(weights)
         self.history.identity["first weights"] = digest_of_weights(weights)
@@ -244,7 +243,7 @@ class Run:
             # What does not fit together here, the evaluation tells in words.
             with suppress(AttributeError, NotImplementedError):
                 if x.isfinite().all():
-                    warn_of_sizes(x)
+                    advice.warn_if_not_standardised(x)
                     if learned and (mean := self._decoded(x).mean).shape == x.shape:
                         decoder.start_from(x - mean)
         elbo = self._evaluate(self.held_out, "test set, before training")
@@ -282,9 +281,9 @@ class Run:
         batches = self.training.load(self.training.indices(self.batch_size, (seed, epoch)))
         # Closed at once: a traceback that is kept would keep the workers alive.
         with (
-            seeded(seed, epoch, 1 + rank_and_size()[0]),
+            seeded(seed, epoch, 1 + processes.rank_and_size()[0]),
             closing(batches),
-            named(lambda: f"train, epoch {epoch}, step {len(order)}"),
+            error_prefix(lambda: f"train, epoch {epoch}, step {len(order)}"),
         ):
             nats = train_epoch(
                 replicated, served(batches), self.optimizer, self.clipping, rates.tolist(),
@@ -292,7 +291,7 @@ class Run:
             )  # fmt: skip
         row = torch.zeros(len(self.training), dtype=torch.float32, device=nats.device)
         row[torch.cat(order)] = nats.float()
-        return gathered(row)
+        return processes.sum_over_processes(row)
 
     def _evaluate(self, source: Batches, where: str) -> Elbo:
         precision, seed = self.settings.precision, self.settings.seed
@@ -305,16 +304,16 @@ class Run:
 
     def _warn(self) -> None:
         """Warn of what the numbers of the run alone would not tell."""
-        warn_of_clipping(int(self.history.clipped.sum()), len(self.history) * self.steps)
+        advice.warn_of_clipping(int(self.history.clipped.sum()), len(self.history) * self.steps)
         decoder = self.model.decoder
         if isinstance(decoder, DecoderGaussian) and decoder.given_scale in ("learned", "net"):
             x = self.held_out.first(self.evaluation_batch, self.settings.seed)
-            warn_of_floor(self._decoded(x).stddev)
+            advice.warn_if_scale_at_floor(self._decoded(x).stddev)
 
 
 def _wants_to_stop(progress: Progress, history: History) -> bool:
-    wish = progress(history) if callable(progress) and rank_and_size()[0] == 0 else None
-    return bool(from_first(isinstance(wish, (bool, np.bool_)) and not wish))
+    wish = progress(history) if callable(progress) and processes.rank_and_size()[0] == 0 else None
+    return bool(processes.broadcast_from_first(isinstance(wish, (bool, np.bool_)) and not wish))
 
 
 def _set_mode(model: nn.Module, training: bool) -> None:
