@@ -261,7 +261,7 @@ def _draw_ends(ax: Axes, side: _Side, verdict: Convergence, window: tuple[float,
         up = y[at] > y[at - 1] if at else y[0] >= y[1]
         if not window[0] < y[at] < window[1]:
             text, up = f"{text} {'↑' if y[at] > before else '↓'}", y[at] < before
-        ax.annotate(text, (at, np.clip(y[at], *window)), (-6 if at else 7, 4 if up else -4),
+        ax.annotate(text, (at, np.clip(y[at], *window)), (-15 if at else 7, 4 if up else -4),
                     textcoords="offset points", color=color, ha="right" if at else "left",
                     va="bottom" if up else "top")  # fmt: skip
 
