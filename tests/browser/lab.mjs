@@ -87,16 +87,5 @@ await page.locator(".plane-explorer output", { hasText: "z = (0.00, 0.00)" }).wa
 await plane.press("ArrowUp");
 found.again = await at();
 
-// A link of the last table leads to its heading.
-const table = cells.findLast((cell) => /^\|.*\]\(#/m.test([cell.source].flat().join("")));
-const [, href] = [table.source].flat().join("").match(/\]\((#.*?)\)/);
-await scrollTo(table.id);
-await page.locator(`a[href="${href}"]:not(.jp-InternalAnchorLink)`).first().click();
-await page.waitForFunction((target) => {
-  const found = [...document.querySelectorAll("h1, h2, h3")].find((h) => [h.id, h.dataset.jupyterId].includes(target));
-  const top = found?.getBoundingClientRect().top ?? -1;
-  return 0 < top && top < innerHeight;
-}, href.slice(1), { timeout: 60_000 });
-
 await browser.close();
 console.log(JSON.stringify(found));
