@@ -199,8 +199,9 @@ Tolerances follow from a rule. A density: 0.01 nats per dimension, what errors s
 cent gain once σ follows them. A probability: one per cent of what the dimensions cost when each is
 coded by itself, by its frequencies in the training set. By the fits that “shaped the rule” it may
 be changed; the fresh ones, on other draws of the data and with other seeds and lengths, were drawn
-up after its last change, and before any of their verdicts was looked at. Changes are in nats per
-data point with intervals of 95 % over points; “keep” is the run, in epochs, whose model is kept.
+up after its last change, and before any of their verdicts was looked at: two of three first, the
+others, by the same rule, once these had been judged. Changes are in nats per data point with
+intervals of 95 % over points; “keep” is the run, in epochs, whose model is kept.
 """
 
 
