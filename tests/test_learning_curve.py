@@ -246,7 +246,7 @@ def test_the_ends_of_the_runs_stand_by_their_length_and_the_tolerance_can_be_see
 
 def test_ends_that_would_hide_the_tolerance_have_a_scale_of_their_own_or_stand_at_the_edge():
     far = (2000.0, -498.0, -500.0)
-    figure = plot_learning_curve(verdict_of(test=far, train=(-480, -498, -1500)))
+    figure = plot_learning_curve(verdict_of(test=far, train=(-480, -498, -900)))
     drawn, axes = shown_texts(figure), panels(figure)
     assert any(text.get_text() == "2,000 ↑" for text in axes["test ends"].texts)
     assert np.ptp(axes["test ends"].get_ylim()) < 100 < np.ptp(axes["train ends"].get_ylim())
