@@ -424,6 +424,9 @@ def test_a_dataset_is_told_by_items_from_all_over_it_and_by_its_length():
     own = Items(lambda row: row + next(counter))
     with pytest.warns(UserWarning, match="train.*differ"):
         first = fingerprint(own)
+    with pytest.warns(UserWarning, match="differ") as told:
+        run(tiny_vae(), Items(lambda row: row + next(counter) / 1e6), test=POINTS)
+    assert all("/tests/" in w.filename for w in told), "the caller's line, not one in between"
     with pytest.warns(UserWarning, match="differ"):
         assert fingerprint(own) == first, "what no seed governs identifies nothing"
 

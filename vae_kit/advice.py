@@ -8,19 +8,14 @@ from torch import Tensor
 
 from vae_helpers import MIN_SCALE
 
-__all__ = [
-    "warn",
-    "warn_if_not_standardised",
-    "warn_if_scale_at_floor",
-    "warn_of_clipping",
-    "warn_of_other_weights",
-]
+__all__ = ["warn", "warn_if_not_standardised", "warn_if_scale_at_floor", "warn_of_clipping"]
+__all__ += ["warn_of_other_weights"]
 
 
 def warn(text: str) -> None:
     """Warn, and name the line outside of the lab that led here."""
     frame, level = inspect.currentframe(), 0
-    while frame and frame.f_globals.get("__name__", "").startswith("vae_kit."):
+    while frame and frame.f_globals.get("__name__", "").startswith(("vae_kit.", "contextlib")):
         frame, level = frame.f_back, level + 1
     warnings.warn(text, stacklevel=level + 1)
 
