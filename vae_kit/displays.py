@@ -2,14 +2,11 @@
 
 import html
 import inspect
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-__all__ = ["Averages", "Source", "html_table", "number", "true_minus"]
+__all__ = ["Source", "html_table", "number", "true_minus"]
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -41,30 +38,6 @@ class Source:
 
     def _repr_markdown_(self) -> str:
         return f"```python\n{self.text}\n```"
-
-
-class Averages:
-    """A table of averages over data points, each ± its standard error.
-
-    ``values`` are arrays ``(N,)`` by the names of their rows; ``of`` is the title of the names,
-    ``unit`` that of the numbers. Raises ``ValueError`` unless each has two finite numbers or more.
-    """
-
-    def __init__(self, of: str, unit: str, values: Mapping[str, Any]) -> None:
-        self.head, self.cells = [of, unit], []
-        for name, each in values.items():
-            x = np.asarray(each)
-            if x.dtype.kind not in "iuf" or x.ndim != 1 or len(x) < 2 or not np.isfinite(x).all():
-                raise ValueError(f"give finite numbers (N,); got {x.dtype} of {x.shape}: {name}")
-            error = x.std(ddof=1, dtype=float) / math.sqrt(len(x))
-            self.cells.append([name, f"{number(x.mean(dtype=float), 2)} ± {number(error, 2)}"])
-
-    def __repr__(self) -> str:  # in ASCII, which every console can show
-        lines = "\n".join(": ".join(row) for row in [self.head, *self.cells])
-        return lines.replace("±", "+/-").replace("−", "-")
-
-    def _repr_html_(self) -> str:
-        return html_table(self.head, self.cells)
 
 
 def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

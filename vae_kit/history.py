@@ -87,7 +87,8 @@ class History:
         words = "-ELBO train {}, test {} nats per data point".format(*ends)
         if clipped := int(self.clipped.sum()):
             words += f"; gradient clipped in {clipped} step{'s' * (clipped > 1)}"
-        return f"{len(self)} epochs in {self.seconds.sum():.0f} s: {words}"
+        epochs = f"{len(self)} epoch{'s' * (len(self) > 1)}"
+        return f"{epochs} in {self.seconds.sum():.0f} s: {words}"
 
     def _repr_markdown_(self) -> str:  # what Jupyter shows
         return true_minus(repr(self).replace("+/-", "±"))
