@@ -3,12 +3,12 @@
 N counts the points of a data set, B those of a batch.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from .advice import warn
@@ -54,7 +54,9 @@ class Batches:
         if getattr(type(data), "__getitem__", None) is TensorDataset.__getitem__:
             data = data.tensors[0]  # unless a subclass makes other items of its tensors
         with error_prefix(name):
-            if not _read_by_rows(data):
+            # Read by rows where a tensor cannot share the memory: on the disk, or backwards.
+            backwards = type(data) is np.ndarray and min(data.strides, default=0) < 0
+            if not (backwards or isinstance(data, np.memmap)):
                 data = as_tensor(data)
             if not isinstance(data, Tensor):
                 refuse_what_is_no_dataset(data)
@@ -62,11 +64,22 @@ class Batches:
             self.length = len(data) if hasattr(data, "__len__") else data.shape[0]
             if self.length < 1:
                 raise ValueError("it holds no data points")
-        if isinstance(data, Tensor) and _fits_on(device, data):
+        self.loader: DataLoader[Any] | None = None
+        self.index_lists: list[list[int]] = []
+        if not isinstance(data, Tensor):
+            self.loader = DataLoader(  # one for all passes, so that its workers start once
+                _Items(data),  # type: ignore[arg-type]
+                batch_sampler=self.index_lists,
+                collate_fn=nn.Identity(),  # the items are a batch already
+                num_workers=workers,
+                pin_memory=device.type == "cuda",
+                persistent_workers=workers > 0,
+                generator=torch.Generator("cpu"),  # else it would draw from that of the noise
+            )
+        elif device.type != "cuda" or 2 * data.nbytes < torch.cuda.mem_get_info(device)[0]:
             data = data.to(device)  # resident, so that a step moves nothing but indices
         self.name, self.data, self.device, self.dtype = name, data, device, dtype
         self.transform = transform
-        self.loader = None if isinstance(data, Tensor) else _loader(data, device, workers)
 
     def __len__(self) -> int:
         return self.length
@@ -140,22 +153,20 @@ class Batches:
                 raise ValueError(f"the transform made {len(x)} of {len(raw)} points")
             return x
 
-    def _raw(self, parts: Sequence[Tensor]) -> Iterable[Tensor]:
+    def _raw(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
         if isinstance(self.data, Tensor):
-            # Whole rows: copied far faster than by a general index.
-            return (self.data.index_select(0, part.to(self.data.device)) for part in parts)
+            for part in parts:  # whole rows: copied far faster than by a general index
+                yield self.data.index_select(0, part.to(self.data.device))
+            return
         assert self.loader is not None
-        sampler: Any = self.loader.batch_sampler
-        sampler.batches = [part.tolist() for part in parts]
-        return self._loaded(self.loader)
-
-    def _loaded(self, loader: DataLoader[Any]) -> Iterator[Tensor]:
+        seed = torch.initial_seed()  # of this pass; to read it draws nothing
+        self.index_lists[:] = [[seed_from(seed, i), *part.tolist()] for i, part in enumerate(parts)]
         with error_prefix(self.name):
-            yield from loader
+            yield from self.loader
 
 
 class _Items:
-    """A dataset that fetches whole index lists, each list with a seed of its own.
+    """A dataset that fetches whole index lists, each preceded by a seed of its own.
 
     So what the dataset draws at random depends neither on the number of workers nor on which of
     them fetches, and a continued run draws the same.
@@ -190,12 +201,6 @@ class _Items:
         return torch.stack(points)
 
 
-def _read_by_rows(data: Any) -> bool:
-    """Whether an array lies on the disk, or backwards, where PyTorch cannot share its memory."""
-    backwards = type(data) is np.ndarray and min(data.strides, default=0) < 0
-    return backwards or isinstance(data, np.memmap)
-
-
 def _first_entry(item: Any) -> Any:
     """x of an item ``(x, y)``, or the item itself; a list of plain numbers is one data point."""
     if isinstance(item, Mapping):
@@ -205,12 +210,10 @@ def _first_entry(item: Any) -> Any:
     if not isinstance(item, (tuple, list)):
         return item
     numbers = all(isinstance(entry, (int, float)) for entry in item)
-    if numbers and (isinstance(item, list) or len(item) > 2):
-        if isinstance(item, tuple):
-            raise TypeError(
-                "items are tuples of numbers: make one array of them, numpy.array(data)"
-            )
+    if numbers and isinstance(item, list):
         return np.asarray(item)
+    if numbers and len(item) > 2:
+        raise TypeError("items are tuples of numbers: make one array of them, numpy.array(data)")
     return item[0]
 
 
@@ -224,41 +227,3 @@ def _tensor(point: Any) -> Tensor:
             "a tuple that begins with one"
         )
     return found
-
-
-class _GivenBatches:
-    """A batch sampler whose index lists are set before every pass; a seed precedes each list."""
-
-    def __init__(self) -> None:
-        self.batches: list[list[int]] = []
-
-    def __iter__(self) -> Iterator[list[int]]:
-        seed = torch.initial_seed()  # of this pass; to read it draws nothing
-        return iter([seed_from(seed, number), *b] for number, b in enumerate(self.batches))
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-
-def _loader(data: Any, device: torch.device, workers: int) -> DataLoader[Any]:
-    """A loader for all passes, so that its workers start once."""
-    return DataLoader(
-        _Items(data),  # type: ignore[arg-type]
-        batch_sampler=_GivenBatches(),
-        collate_fn=_as_it_is,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        persistent_workers=workers > 0,
-        generator=torch.Generator("cpu"),  # else it would draw from the generator of the noise
-    )
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-def _fits_on(device: torch.device, data: Tensor) -> bool:
-    if device.type != "cuda":
-        return True
-    free: int = torch.cuda.mem_get_info(device)[0]
-    return 2 * data.nbytes < free
