@@ -30,7 +30,15 @@ def seeded(*key: int) -> Iterator[None]:
 
     Afterwards each has its old state again.
     """
-    generators = _generators()
+    generators: list[tuple[Callable[[], Any], Callable[[Any], None]]] = [
+        (random.getstate, random.setstate),
+        (np.random.get_state, np.random.set_state),
+        (torch.get_rng_state, torch.set_rng_state),
+    ]
+    if torch.cuda.is_available():
+        generators.append((torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all))
+    if torch.backends.mps.is_available():
+        generators.append((torch.mps.get_rng_state, torch.mps.set_rng_state))
     before = [read() for read, _ in generators]
     try:
         seed = seed_from(*key)
@@ -41,17 +49,3 @@ def seeded(*key: int) -> Iterator[None]:
     finally:
         for (_, write), state in zip(generators, before, strict=True):
             write(state)
-
-
-def _generators() -> list[tuple[Callable[[], Any], Callable[[Any], None]]]:
-    """How to read and to set the state of each generator."""
-    found: list[tuple[Callable[[], Any], Callable[[Any], None]]] = [
-        (random.getstate, random.setstate),
-        (np.random.get_state, np.random.set_state),
-        (torch.get_rng_state, torch.set_rng_state),
-    ]
-    if torch.cuda.is_available():
-        found.append((torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all))
-    if torch.backends.mps.is_available():
-        found.append((torch.mps.get_rng_state, torch.mps.set_rng_state))
-    return found
