@@ -53,10 +53,7 @@ def _fast_at_bfloat16(device: torch.device) -> bool:
 @contextlib.contextmanager
 def caller_settings_ignored(device: torch.device) -> Iterator[None]:
     """Ignore an autocast, ``no_grad``, inference mode or default device that the caller has set."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(full_precision(device))
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        if torch.empty(0).device.type != "cpu":  # whatever sets the default
-            stack.enter_context(torch.device("cpu"))
+    usual = torch.empty(0).device.type == "cpu"  # whatever sets the default
+    default = contextlib.nullcontext() if usual else torch.device("cpu")
+    with full_precision(device), torch.inference_mode(False), torch.enable_grad(), default:
         yield

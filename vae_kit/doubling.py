@@ -69,7 +69,7 @@ def fit_doubling(
             ends[length] = copy.deepcopy(model.state_dict())
             if not finished:
                 break
-    if given not in (trunk.first_weights, *map(digest_of_weights, ends.values())):
+    if given not in map(digest_of_weights, (trunk.content["first"], *ends.values())):
         warn_of_other_weights(checkpoint)
     verdict = convergence(*runs, tolerance=tolerance)
     model.load_state_dict(ends[verdict.keep])
@@ -85,11 +85,6 @@ class _Trunk:
     def __init__(self, path: str | os.PathLike[str] | None) -> None:
         self.path = None if path is None else Path(path).expanduser()
         self.content: dict[str, Any] = {}
-
-    @property
-    def first_weights(self) -> str:
-        """Their digest."""
-        return digest_of_weights(self.content["first"])
 
     def complete(self, run: Run, progress: Progress) -> bool:
         """Train a run's missing epochs; False where ``progress`` or Ctrl-C stopped it early."""
