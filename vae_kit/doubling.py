@@ -9,10 +9,9 @@ import torch
 
 from vae_helpers import VAE
 
-from .advice import warn_of_other_weights
 from .batches import Transform
 from .checkpoint import Checkpoint
-from .checks import positive_number, whole_number
+from .checks import positive_number, warn_of_other_weights, whole_number
 from .convergence import Convergence, convergence
 from .history import History
 from .identity import digest_of_weights

@@ -15,10 +15,9 @@ from torch.utils.data import Dataset
 
 from vae_helpers import VAE, DecoderGaussian, Elbo, evaluating
 
-from . import advice, processes
+from . import checks, processes
 from .batches import Batch, Batches, Transform
 from .checkpoint import Checkpoint
-from .checks import error_prefix
 from .devices import Precision, autocast, caller_settings_ignored, data_dtype, pick_device
 from .evaluation import EVALUATION_BATCH, elbo_of_all, refuse_non_finite
 from .history import History
@@ -224,7 +223,7 @@ class Run:
         self.restore(state)
         now = digest_of_weights(self.model.state_dict())
         if given not in (self.history.identity["first weights"], now):
-            advice.warn_of_other_weights(checkpoint.path)
+            checks.warn_of_other_weights(checkpoint.path)
         return True
 
     def set_first_weights(self, weights: dict[str, Any]) -> None:
@@ -243,7 +242,7 @@ class Run:
             # What does not fit together here, the evaluation tells in words.
             with suppress(AttributeError, NotImplementedError):
                 if x.isfinite().all():
-                    advice.warn_if_not_standardised(x)
+                    checks.warn_if_not_standardised(x)
                     if learned and (mean := self._decoded(x).mean).shape == x.shape:
                         decoder.start_from(x - mean)
         elbo = self._evaluate(self.held_out, "test set, before training")
@@ -283,7 +282,7 @@ class Run:
         with (
             seeded(seed, epoch, 1 + processes.rank_and_size()[0]),
             closing(batches),
-            error_prefix(lambda: f"train, epoch {epoch}, step {len(order)}"),
+            checks.error_prefix(lambda: f"train, epoch {epoch}, step {len(order)}"),
         ):
             nats = train_epoch(
                 replicated, served(batches), self.optimizer, self.clipping, rates.tolist(),
@@ -304,11 +303,11 @@ class Run:
 
     def _warn(self) -> None:
         """Warn of what the numbers of the run alone would not tell."""
-        advice.warn_of_clipping(int(self.history.clipped.sum()), len(self.history) * self.steps)
+        checks.warn_of_clipping(int(self.history.clipped.sum()), len(self.history) * self.steps)
         decoder = self.model.decoder
         if isinstance(decoder, DecoderGaussian) and decoder.given_scale in ("learned", "net"):
             x = self.held_out.first(self.evaluation_batch, self.settings.seed)
-            advice.warn_if_scale_at_floor(self._decoded(x).stddev)
+            checks.warn_if_scale_at_floor(self._decoded(x).stddev)
 
 
 def _wants_to_stop(progress: Progress, history: History) -> bool:
