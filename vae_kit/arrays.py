@@ -23,7 +23,10 @@ def as_tensor(data: Any) -> Any:
         return _real(data.to_tensor(math.nan) if hasattr(data, "to_tensor") else data.detach())
     if hasattr(data, "to_numpy"):
         data = _from_table(data)
-    if isinstance(data, list) and _is_of_numbers(data[:1]):
+    first = data
+    while isinstance(first, list) and first:
+        first = first[0]
+    if isinstance(data, list) and isinstance(first, (int, float)):
         data = np.asarray(data)
     if not isinstance(data, (np.ndarray, np.generic)):
         return data
@@ -65,12 +68,6 @@ def refuse_what_is_no_dataset(data: Any) -> None:
         raise TypeError(
             f"expected a tensor, an array or a dataset with __getitem__ and __len__, got {kind}"
         )
-
-
-def _is_of_numbers(rows: list[Any]) -> bool:
-    """Whether a list begins with plain numbers, or with lists that do."""
-    first = rows[0] if rows else None
-    return _is_of_numbers(first) if isinstance(first, list) else isinstance(first, (int, float))
 
 
 def _real(x: Tensor) -> Tensor:

@@ -43,8 +43,7 @@ def plot_images(rows: dict[str, Any], *, narrow: bool = False) -> LabFigure:
     said = "; ".join(f"{name} ({len(images)})" for name, images in rows.items())
     figure.alt = f"Rows of images: {said}."
     figure.narrow = None if narrow else partial(plot_images, rows, narrow=True)
-    lab_figure: LabFigure = figure
-    return lab_figure
+    return figure
 
 
 @style.styled()

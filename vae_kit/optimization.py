@@ -27,8 +27,7 @@ def learning_rates(lr: float, epochs: int, steps: int) -> np.ndarray:
     step = np.arange(epochs * steps)
     up = (step + 1) / min(_WARM_UP, steps)
     down = (len(step) - step) / (len(step) - decay_start(epochs) * steps)
-    rates: np.ndarray = lr * np.minimum(1, np.minimum(up, down))
-    return rates
+    return lr * np.minimum(1, np.minimum(up, down))
 
 
 class GradientClipping:
