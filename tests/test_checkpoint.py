@@ -18,8 +18,8 @@ from torchvision.transforms import v2
 import vae_helpers as lab
 from tools import Executed, quick_processes, run, tiny_vae
 from vae_kit import checkpoint as checkpoint_module
+from vae_kit.checkpoint import describe, digest, digest_of_weights
 from vae_kit.data import scale
-from vae_kit.identity import describe, digest, digest_of_weights
 from vae_kit.parts import PriorMixture
 
 SETTINGS = {"epochs": 5, "batch_size": 16, "lr": 0.01, "kl_warmup": 2}

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from .arrays import as_floats, as_tensor, refuse_what_is_no_dataset
+from .checkpoint import digest
 from .checks import error_prefix, warn
-from .identity import digest
 from .processes import rank_and_size
 from .seeds import seed_from, seeded
 

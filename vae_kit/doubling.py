@@ -10,11 +10,10 @@ import torch
 from vae_helpers import VAE
 
 from .batches import Transform
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, digest_of_weights
 from .checks import positive_number, warn_of_other_weights, whole_number
 from .convergence import Convergence, convergence
 from .history import History
-from .identity import digest_of_weights
 from .optimization import decay_start
 from .processes import progress_bar
 from .settings import Settings

@@ -17,11 +17,10 @@ from vae_helpers import VAE, DecoderGaussian, Elbo, evaluating
 
 from . import checks, processes
 from .batches import Batch, Batches, Transform
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, describe, digest_of_weights
 from .devices import Precision, autocast, caller_settings_ignored, data_dtype, pick_device
 from .evaluation import EVALUATION_BATCH, elbo_of_all, refuse_non_finite
 from .history import History
-from .identity import describe, digest_of_weights
 from .optimization import GradientClipping, decay_start, learning_rates
 from .seeds import seeded
 from .settings import Settings, default_batch_size
