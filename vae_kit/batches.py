@@ -153,11 +153,10 @@ class Batches:
             return x
 
     def _raw(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
-        if isinstance(self.data, Tensor):
+        if self.loader is None:
             for part in parts:  # whole rows: copied far faster than by a general index
                 yield self.data.index_select(0, part.to(self.data.device))
             return
-        assert self.loader is not None
         seed = torch.initial_seed()  # of this pass; to read it draws nothing
         self.index_lists[:] = [[seed_from(seed, i), *part.tolist()] for i, part in enumerate(parts)]
         with error_prefix(self.name):

@@ -85,9 +85,9 @@ def prepare_run(
     train: Any,
     test: Any,
     settings: Settings,
-    transform: Transform | None = None,
-    device: str | torch.device | None = None,
-    workers: int = 0,
+    transform: Transform | None,
+    device: str | torch.device | None,
+    workers: int,
 ) -> Iterator["Run"]:
     """Make a run, whatever the caller has set in PyTorch; close the data afterwards."""
     device, dtype = pick_device(device), data_dtype(model)
