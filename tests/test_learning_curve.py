@@ -1,5 +1,6 @@
 """The learning curve: what is drawn is what the history holds, and nothing is left out unsaid."""
 
+import itertools
 import re
 
 import matplotlib as mpl
@@ -7,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.transforms import Bbox
 
 from vae_kit.convergence import convergence
 from vae_kit.displays import true_minus
@@ -57,6 +59,7 @@ def verdict_of(test=(-480.0, -498.0, -500.0), train=(-480.0, -498.0, -500.0), n=
 
 
 OVERFITTING = {"test": (-470, -500, -498), "train": (-490, -540, -600)}
+MEMORISING = {"test": (-430, -442, -348), "train": (-504, -631, -736)}
 IMPROVING = {"test": (-400, -450, -500), "train": (-400, -450, -500)}
 
 
@@ -81,7 +84,7 @@ def shown_texts(figure):
     """Every text that a reader sees, drawn."""
     figure.canvas.draw()
     off = set()
-    for ax in figure.axes:
+    for ax in figure.findobj(mpl.axes.Axes):  # insets, too
         for axis, (low, high) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
             off |= set() if ax.axison else set(axis.findobj(mpl.text.Text))
             for tick in axis.get_major_ticks():  # the labels beyond the axis are not drawn
@@ -92,12 +95,18 @@ def shown_texts(figure):
 
 
 def assert_legible(figure):
-    """No letter is smaller than 13 pixels, and none leaves the paper."""
-    for text in shown_texts(figure):
+    """No letter is smaller than 13 pixels, none leaves the paper, and no two words overlap."""
+    boxes = {text: text.get_window_extent() for text in shown_texts(figure)}
+    paper = figure.bbox.padded(1)
+    for text, box in boxes.items():
         assert text.get_fontsize() * 100 / 72 >= 13, text.get_text()
-        box, paper = text.get_window_extent(), figure.bbox.padded(1)
         assert paper.containsx(box.x0) and paper.containsx(box.x1), text.get_text()
         assert paper.containsy(box.y0) and paper.containsy(box.y1), text.get_text()
+    for one, other in itertools.combinations(boxes, 2):
+        both = Bbox.intersection(boxes[one], boxes[other])
+        # The subtitle's box begins where the title and its own empty lines stand.
+        apart = one.get_text()[0] == "\n" or both is None or min(both.width, both.height) < 3
+        assert apart, f"{one.get_text()!r} over {other.get_text()!r}"
 
 
 def words(figure):
@@ -228,20 +237,29 @@ def test_the_ends_of_the_runs_stand_by_their_length_and_the_tolerance_can_be_see
         ax, values = axes[f"{name} ends"], [end.value for end in ends]
         (line,) = (line for line in ax.lines if line.get_marker() == "o")
         assert line.get_ydata().tolist() == values
-        assert [text.get_text() for text in ax.get_xticklabels()] == ["4", "8", "16"]
+        lengths = [f"{n} (kept)" if n == verdict.keep else f"{n}" for n in (4, 8, 16)]
+        assert [text.get_text() for text in ax.get_xticklabels()] == lengths
         corners = ax.collections[0].get_paths()[0].vertices[:, 1]
         assert [corners.min(), corners.max()] == [values[1] - 10, values[1] + 10]
         assert np.ptp(ax.transData.transform([(0, 0), (0, 20)])[:, 1]) >= (3 if narrow else 5)
         low, high = ax.get_ylim()
         assert low < min(values[1:]) and max(values[1:]) < high
         texts = [text.get_text() for text in ax.texts]
-        assert "tolerance ±10" in texts
+        assert ax.get_title("left").endswith("tolerance ±10")
         found = [as_number(text) for text in texts if re.match(r"−\d{3}", text)]
         assert all(min(np.abs(np.array(found) - value)) <= 0.51 for value in values)
         ticks = [text for text in ax.get_yticklabels() if text in drawn]
         assert bool(ticks) == (narrow or name == "train" or limits[0] != limits[1])
-    assert sum(text.endswith("kept") for text in texts) == (verdict.keep != 16)
     assert limits[0] == limits[1]
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_no_words_overlap_where_test_rises_and_a_few_points_lie_beyond(narrow):
+    verdict = verdict_of(**MEMORISING, tolerance=7.84)
+    verdict.histories[-1].train.values[2, 0] = 5000.0
+    figure = plot_learning_curve(verdict, narrow=narrow)
+    assert "< 0.1 % lie beyond" in words(figure)
+    assert_legible(figure)
 
 
 def test_ends_that_would_hide_the_tolerance_have_a_scale_of_their_own_or_stand_at_the_edge():

@@ -161,7 +161,7 @@ def _draw_side(ax: Axes, side: _Side, other: _Side) -> None:
                  down=-math.copysign(15, ahead) if close else 0, color=other.color)  # fmt: skip
     ax.set_title(side.name, color=color, weight="bold", size=12)
     if share := 100 * np.mean((values > high) | (values < low)):
-        ax.set_title(f"{f'{share:.1f}' if share >= 0.1 else 'under 0.1'} % lie beyond", loc="right")
+        ax.set_title(f"{f'{share:.1f}' if share >= 0.1 else '< 0.1'} % lie beyond", loc="right")
 
 
 def _draw_epochs(ax: Axes, rate: np.ndarray, verdict: Convergence | None) -> None:
@@ -242,22 +242,19 @@ def _draw_ends(ax: Axes, side: _Side, verdict: Convergence, window: tuple[float,
     ax.plot(x, y, "o-", color=color, lw=2.2, ms=7, mec="white")
     if math.isfinite(change.high - change.low):
         ax.plot(x[[-1, -1]], [before + change.low, before + change.high], color=color, lw=1.3)
-    edge, align = (-tolerance, "top") if y[-1] > before else (tolerance, "bottom")
-    ax.text(reach[1], before + edge, f"tolerance ±{tolerance:.3g}", color=color, ha="right",
-            va=align)  # fmt: skip
     ax.set(xlim=(-0.35, reach[1]), ylim=window, xlabel="epochs of the run")
-    ax.set_xticks(x, [f"{len(run)}" for run in verdict.histories])
+    lengths = [f"{len(run)}" for run in verdict.histories]
+    ax.set_xticks(x, [f"{n} (kept)" if n == f"{verdict.keep}" else n for n in lengths])
     style.set_ticks(4, ax.yaxis)
-    ax.set_title(f"{side.name}, end of each run", color=color)
+    ax.set_title(f"{side.name}, end of each run; tolerance ±{tolerance:.3g}", color=color)
     digits = max(0, 1 - math.floor(math.log10(tolerance)))
     said = ("+" if change.value > 0 else "") + number(change.value, digits)
     said += ", within" if max(change.high, -change.low) < tolerance else ""
     said += ", beyond" if max(change.low, -change.high) >= tolerance else ""
     style.beside(ax, y[-1], number(y[-1], digits), color=color, weight="bold", size=12)
     style.beside(ax, y[-1], said, down=14, color=color)
-    for at, run in enumerate(verdict.histories[:-1]):  # named where the line is not
+    for at in range(len(y) - 1):  # named where the line is not
         text = number(y[at], digits)
-        text += "\nkept" if side.name == "test" and len(run) == verdict.keep else ""
         up = y[at] > y[at - 1] if at else y[0] >= y[1]
         if not window[0] < y[at] < window[1]:
             text, up = f"{text} {'↑' if y[at] > before else '↓'}", y[at] < before
@@ -281,11 +278,11 @@ def _draw_changes(ax: Axes, verdict: Convergence, unit: str) -> str:
             for name, found in (("better", better), ("worse", worse)) if len(found)]  # fmt: skip
     ax.text(0, 1, "\n".join(said), va="top", linespacing=1.2, transform=ax.transAxes)
     ax.axvline(0, ymax=0.65, color=INK, lw=0.9)
-    ax.set(ylim=(0, 1.55 * ax.get_ylim()[1]), yticks=[], xlabel=f"nats per test {unit.split()[-1]}")
+    ax.set(ylim=(0, 1.55 * ax.get_ylim()[1]), yticks=[], xlabel="change (nats)")
     ax.spines.left.set_visible(False)
     style.set_ticks(4, ax.xaxis)
     lengths = f"{len(before)} → {len(after)} epochs"
-    ax.set_title(f"change, {lengths}", color=INK)
+    ax.set_title(lengths, color=INK)
     return f"Of the test {unit}s, {lengths}: {', '.join(said) or 'no change'} on average."
 
 
