@@ -391,10 +391,10 @@ def test_a_sigma_that_has_moved_is_not_begun_anew():
 FAR = torch.cat([points(200)[:, :1] / 200, points(200)[:, 1:]], 1)
 SIZES = {  # data, and the word of the warning, or None
     "ordinary": (points(200), None),
-    "far from zero": (points(200) + 20, "far"),
-    "not so far": (points(200) + 5, None),
+    "far from zero": (0.01 * points(200) + 0.2, "far"),
+    "not so far": (100 * points(200) + 500, None),
     "one column small": (FAR, None),
-    "one column large": (torch.cat([500 * points(200)[:, :1], points(200)[:, 1:]], 1), "columns"),
+    "one column large": (0.001 * points(200) * torch.tensor([500.0, 1, 1, 1, 1, 1]), "columns"),
     "columns small and large": (10 * FAR, "columns"),
     "a constant column": (points(200) * torch.tensor([1.0, 1, 0, 1, 1, 1]), None),
     "images": (500 * points(200).view(200, 2, 3) * torch.tensor([0.001, 1, 1]), None),

@@ -64,7 +64,7 @@ class Batches:
             if self.length < 1:
                 raise ValueError("it holds no data points")
         self.loader: DataLoader[Any] | None = None
-        self.index_lists: list[list[int]] = []
+        self.index_lists: list[list[int]] = []  # of the pass under way: one at a time
         if not isinstance(data, Tensor):
             self.loader = DataLoader(  # one for all passes, so that its workers start once
                 _Items(data),  # type: ignore[arg-type]
