@@ -399,7 +399,7 @@ MNIST: dict[str, Fit] = {
     )
     for name, decoder, f, train, epochs in (
         ("Bernoulli", Bernoulli, binarize, None, 32),
-        ("Gaussian, few images", DecoderGaussian, dequantize, 6000, 64),
+        ("Gaussian, few images", DecoderGaussian, dequantize, 3000, 64),
     )
     for seed in (0, 1)
 }
